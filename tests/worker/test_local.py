@@ -10,14 +10,17 @@ import torch
 from commands import BARE, QUICK, ROOT, start, study, study_here
 from live_processes import command_of, linux, processes_of, until
 from optuna.trial import TrialState
+from toys import LOOP, ask
 
 from studyloom.config.study_config import StudyConfig
+from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError
 from studyloom.extras.ray import Ray
 from studyloom.extras.slurm import Slurm
 from studyloom.storage.failures import Limits
 from studyloom.storage.opening import open_study
 from studyloom.training.device import check_device, training_device
+from studyloom.views.doctor import list_devices
 from studyloom.worker import local
 from studyloom.worker.local import Local, build_launcher, visible_gpus
 from studyloom.worker.process import find_launcher_class
@@ -346,6 +349,42 @@ def test_workers_get_only_the_devices_that_this_process_sees(monkeypatch):
     assert visible_gpus() == ["3", "5"]
     monkeypatch.setattr(local.torch.cuda, "device_count", lambda: 0)
     assert visible_gpus() == []
+
+
+def test_each_mig_slice_is_counted_although_cuda_counts_one(monkeypatch):
+    """A process can use one slice only: CUDA shows it the first that it may see."""
+    monkeypatch.setattr(local.torch.cuda, "device_count", lambda: 1)
+    slices = ["MIG-8f2a", "MIG-GPU-77e1/1/0", "MIG-c9d0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(slices))
+    assert visible_gpus() == slices
+    assert Local().count(100) == 3
+    environments = Local().make_environments(3)
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in environments] == slices
+    with pytest.raises(ValueError, match=r"launcher\.gpus=2: a process can use a single MIG slice"):
+        Local(gpus=2)
+    monkeypatch.setattr(local.torch.cuda, "device_count", lambda: 0)
+    assert visible_gpus() == []
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "words"),
+    [
+        ("xpu", "studyloom does not support the accelerator xpu of this machine"),
+        ("mps", "the GPU of this Mac is not used; STUDYLOOM_DEVICE=mps trains on it"),
+    ],
+)
+def test_an_accelerator_that_is_not_used_is_named(machine, monkeypatch, accelerator, words):
+    machine()
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(accelerator))
+    for definition in (ask(), ask(*LOOP)):
+        assert definition.notes(TrainingData())[-1].startswith(words)
+    assert list_devices().message.startswith(words)
+    monkeypatch.setenv("STUDYLOOM_DEVICE", "mps")
+    if accelerator == "mps":
+        assert ask().notes(TrainingData()) == []
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+        assert list_devices().message == "a Mac's, on which workers train"
 
 
 def test_the_gpu_of_a_mac_is_used_where_it_is_named_and_is_there(machine, monkeypatch, tmp_path):

@@ -47,7 +47,7 @@ from studyloom.objectives.user_functions import (
 )
 from studyloom.space.tree import Configuration, Space, SuggestedSpace
 from studyloom.text import format_scalar, is_scalar, nearest
-from studyloom.training.device import training_device
+from studyloom.training.device import describe_unused_accelerator, training_device
 from studyloom.training.job import Job
 
 # Patterns of a loop's source, or of its module's
@@ -368,6 +368,9 @@ class LoopDefinition(Definition):
     def notes(self, data: TrainingData) -> list[str]:
         """Returns notes that are printed before the first trial."""
         notes = [*self._note_resumption(), *self._note_timeout()]
+        unused_accelerator = describe_unused_accelerator()
+        if unused_accelerator is not None:
+            notes.append(unused_accelerator)
         if data.has_test and self.config.winner.enabled and not self.tested:
             notes.append(UNUSED_TEST)
         notes += self.adapter.notes(self.config)

@@ -19,6 +19,7 @@ from studyloom.objectives.objective import Attempt, NetworkObjective
 from studyloom.space.rule import Condition, Cost
 from studyloom.space.tree import Configuration
 from studyloom.training.batches import make_batches
+from studyloom.training.device import describe_unused_accelerator
 from studyloom.training.job import Job
 from studyloom.training.optimizer import freeze
 from studyloom.training.steps import BatchContent, apply_network
@@ -89,6 +90,12 @@ class NetworkDefinition(Definition):
         # A trial's number, folds and seeds do not change the network, so that any job will do.
         jobs = self.build_jobs(configuration, data.folds, number=0)
         return measure_network(minimized_costs, self.limits, jobs[0], data.split)
+
+    def notes(self, data: TrainingData) -> list[str]:
+        unused_accelerator = describe_unused_accelerator()
+        if unused_accelerator is None:
+            return []
+        return [unused_accelerator]
 
     def try_out(self, data: TrainingData) -> Iterable[str]:
         return try_networks(self, data)

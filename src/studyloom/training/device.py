@@ -18,6 +18,21 @@ def training_device() -> torch.device:
     return torch.device("cpu")
 
 
+def describe_unused_accelerator() -> str | None:
+    """Describes an accelerator of this machine on which trials do not train; None without one."""
+    if not torch.accelerator.is_available():
+        return None
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is None or accelerator.type == training_device().type:
+        return None
+    if accelerator.type == "mps":
+        return f"the GPU of this Mac is not used; {DEVICE.name}=mps trains on it"
+    return (
+        f"studyloom does not support the accelerator {accelerator.type} of this machine; networks, "
+        "and loops that use run.device, train on the CPU"
+    )
+
+
 def check_device() -> None:
     """Raises ConfigError if the device that the environment names cannot be used."""
     name = DEVICE.name

@@ -15,7 +15,6 @@ import optuna
 import torch
 
 from studyloom._version import __version__
-from studyloom.environment import DEVICE
 from studyloom.errors import StorageError
 from studyloom.files import filesystem_of, is_network_filesystem
 from studyloom.processes import count_cores
@@ -24,6 +23,7 @@ from studyloom.storage.ledger import Ledger
 from studyloom.storage.opening import open_ledgers
 from studyloom.storage.urls import parse_url, without_password
 from studyloom.text import indented, one_line
+from studyloom.training.device import describe_unused_accelerator, training_device
 from studyloom.worker.local import Local, visible_gpus
 
 SMALL = 10**9  # bytes free
@@ -225,8 +225,11 @@ def check_writable(folder: Path) -> Finding:
 def list_devices() -> Finding:
     """Lists the GPUs and their free memory."""
     if not visible_gpus():
-        if torch.backends.mps.is_available():
-            return Finding(OK, f"a Mac's: workers train on it with {DEVICE.name}=mps")
+        unused_accelerator = describe_unused_accelerator()
+        if unused_accelerator is not None:
+            return Finding(OK, unused_accelerator)
+        if training_device().type == "mps":
+            return Finding(OK, "a Mac's, on which workers train")
         return Finding(OK, "none: workers train on the CPU")
     names = []
     for index in range(torch.cuda.device_count()):

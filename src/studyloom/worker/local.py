@@ -36,6 +36,7 @@ from studyloom.worker.task import Launcher, Task, renewing_leases
 
 KILL_ATTEMPTS = 10  # at killing what a worker has started, which may start others meanwhile
 KILL_WAIT = 0.1  # seconds in which a killed process ends
+MIG_PREFIX = "MIG-"  # of the name of a slice, into which NVIDIA's driver has divided a GPU
 log = logging.getLogger(__name__)
 
 
@@ -102,7 +103,12 @@ class Local(Launcher):
                 "launcher.gpus gives a worker several GPUs, and launcher.per_gpu a part of one; "
                 f"got gpus={self.gpus} and per_gpu={self.per_gpu}; leave one of them at 1"
             )
-        visible_count = len(visible_gpus())
+        gpus = visible_gpus()
+        visible_count = len(gpus)
+        if self.gpus > 1 and gpus and gpus[0].startswith(MIG_PREFIX):
+            raise ValueError(
+                f"launcher.gpus={self.gpus}: a process can use a single MIG slice; leave it at 1"
+            )
         if self.gpus > 1 and visible_count < self.gpus:
             if visible_count == 1:
                 visible = "1 GPU"
@@ -260,13 +266,18 @@ def visible_gpus() -> list[str]:
     """Returns the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them.
 
     They are names such as "0" or "GPU-8f2a". CUDA ignores the names after one that it cannot use,
-    so that it may count fewer devices than the variable names.
+    so that it may count fewer devices than the variable names. A process can use a single MIG
+    slice: CUDA counts one, however many the variable names, and each can have its own worker.
     """
     count = torch.cuda.device_count()
-    names = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if names:
-        return names.split(",")[:count]
-    return [str(number) for number in range(count)]
+    value = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not value:
+        return [str(number) for number in range(count)]
+    names = value.split(",")
+    names_slices = all(name.startswith(MIG_PREFIX) for name in names)
+    if names_slices and count > 0:
+        return names
+    return names[:count]
 
 
 def check_count(name: str, value: object, *, auto: bool = False) -> None:

@@ -20,6 +20,7 @@ import torch
 
 from studyloom._version import __version__
 from studyloom.processes import read_cpu_name
+from studyloom.seeds import derive
 from studyloom.storage.attributes import PROVENANCE
 
 
@@ -44,6 +45,28 @@ class Provenance:
     device: str
     claims: int
     environment: dict[str, Any]
+
+    @classmethod
+    def of_trial(
+        cls,
+        number: int,
+        *,
+        config: dict[str, Any],
+        study_seed: int,
+        data: str,
+        device: torch.device,
+        claims: int,
+    ) -> "Provenance":
+        """Records a trial that is trained in this process, by its number in the study."""
+        return cls(
+            config=config,
+            seed=derive(study_seed, number),
+            study_seed=study_seed,
+            data=data,
+            device=device.type,
+            claims=claims,
+            environment=current_environment(device),
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Returns JSON values; a value that JSON does not know, such as a path, becomes text."""

@@ -31,7 +31,6 @@ from studyloom.errors import (
 )
 from studyloom.objectives.objective import Attempt, Objective, Stopping
 from studyloom.processes import Stopwatch, worker_id
-from studyloom.seeds import derive
 from studyloom.space.tree import Configuration
 from studyloom.storage import failures
 from studyloom.storage.ledger import Claim
@@ -39,7 +38,7 @@ from studyloom.storage.stored_study import StoredStudy
 from studyloom.worker.clean_up import clean_up_after_trial
 from studyloom.worker.failure_causes import explain, find_gpu_error
 from studyloom.worker.held_trial import HeldTrial
-from studyloom.worker.provenance import Provenance, current_environment
+from studyloom.worker.provenance import Provenance
 from studyloom.worker.reporter import Reporter, ReportRejected
 from studyloom.worker.slots import SlotQueue
 from studyloom.worker.stage import Stage, TrialFiles
@@ -477,13 +476,11 @@ class Worker:
         sections = source.provenance_sections(configuration)
         if sections is None:
             return
-        device = source.trains_on(self.data)
-        held.provenance = Provenance(
+        held.provenance = Provenance.of_trial(
+            held.trial.number,
             config=sections,
-            seed=derive(source.seed, held.trial.number),
             study_seed=source.seed,
             data=self.data.digest,
-            device=device.type,
+            device=source.trains_on(self.data),
             claims=held.claim.token,  # the token counts the claims on the trial's slot
-            environment=current_environment(device),
         )
