@@ -13,6 +13,8 @@ Tasks, by the name that `--on` takes:
   is based, and 12 to tune.
 - joined: conditional tasks, in which a choice opens one of two of these data sets, each with its
   own hyperparameters.
+- noisy, exploding: the same data sets, where the luck of a seed is large, or trainings with a high
+  learning rate end at an enormous loss.
 - curves: our recorded curves.
 - hpobench: tables of trainings of one epoch, with 100 trials.
 

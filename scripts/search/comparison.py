@@ -12,7 +12,7 @@ import numpy as np
 
 import studyloom
 
-from . import peer_process, peers
+from . import peer_process, peers, surrogates
 from .methods import METHODS, Run
 from .simulator import CONF, folder, replay
 from .statistics import Floats, describe
@@ -187,7 +187,7 @@ def suits(method: str, family: str) -> bool:
     """
     if method in METHODS:
         return True
-    return family in ("lcbench", "joined") or (method == "optuna" and family != "curves")
+    return family in surrogates.FAMILIES or (method == "optuna" and family != "curves")
 
 
 def show(tables: Mapping[str, Floats], against: str) -> None:

@@ -23,11 +23,13 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 import studyloom
+from studyloom import processes
 from studyloom.config.compose import Composer
 from studyloom.config.config_sources import register
 from studyloom.config.overrides import Override
 from studyloom.config.study_config import StudyConfig
 from studyloom.data.training_data import TrainingData
+from studyloom.decisions import auto_sampler
 from studyloom.decisions.placement import place_configuration
 from studyloom.decisions.strategy import Strategy
 from studyloom.decisions.warm_start import WarmStart, WarmStarts, enqueue
@@ -76,6 +78,10 @@ class Clock:
     def now(self) -> float:
         """Returns this worker's time in seconds."""
         return self.times[self.worker]
+
+    def read(self) -> float:
+        """Returns the time of the worker that runs, in any of its threads."""
+        return min(self.times.values())
 
     def sleep(self, seconds: float) -> None:
         """Lets simulated time pass, and with it the workers that are behind by then."""
@@ -315,6 +321,9 @@ def simulated(clock: Clock) -> Iterator[None]:
         )
         stack.enter_context(patch.object(worker, "time", SimpleNamespace(sleep=clock.sleep)))
         stack.enter_context(patch.object(reporter, "SEND_TIMEOUT", FOREVER))
+        # Trainings keep their processors busy, and a proposal takes no time.
+        stack.enter_context(patch.object(processes, "read_processor_time", clock.read))
+        stack.enter_context(patch.object(auto_sampler, "thread_time", lambda: 0.0))
         yield
 
 

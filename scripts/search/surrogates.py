@@ -7,6 +7,10 @@ folder `hpo/lcbench` of `STUDYLOOM_DATA`, and is not part of this project.
 
 A joined task is conditional: `network` chooses one of two data sets, each with all hyperparameters
 for itself. Its values are standardized (1 is the best of the first, 0 its median).
+
+An exploding task is a data set on which trainings explode if their learning rate is in the highest
+fifth of its range: their value is a loss of 1e2 to 1e5, with a minus. On a noisy task the luck of a
+seed is five times as large as on the others.
 """
 
 import functools
@@ -25,7 +29,7 @@ from studyloom.space.tree import Configuration
 TEST = (34539, 126029, 146212, 167104, 167161, 167190, 189862, 189906)  # no choice was made on them
 TUNE = (3945, 167152, 167184, 168330, 7593, 126025, 167149, 167181, 168335, 168868, 189354, 189909)
 TASKS = {"test": TEST, "tune": TUNE}
-FAMILIES = ("lcbench", "joined")
+FAMILIES = ("lcbench", "joined", "noisy", "exploding")
 
 SPACE: dict[str, dict[str, Any]] = {  # in the order of the surrogate's inputs, after the epoch
     "batch_size": {"int": [16, 512], "log": True},
@@ -40,6 +44,9 @@ FIRST, LAST = 3, 52  # epochs of LCBench at the first and the last epoch of ours
 BRANCHES = ("first", "second")
 BEHIND = 0.1  # what the best of the second branch is worse than that of the first
 SEED_NOISE = EPOCH_NOISE = 0.004  # standard deviations of accuracy
+LARGE_SEED_NOISE = 0.02  # of a noisy task
+HIGHEST_LEARNING_RATE = 10**-1.6  # at which trainings of an exploding task do not explode
+LEARNING_RATE = list(SPACE).index("learning_rate")
 
 Floats = NDArray[np.float64]
 
@@ -51,10 +58,14 @@ class Surrogate:
     Args:
         numbers: of the tasks in OpenML.
         epochs: of a training, which always covers LCBench's from `FIRST` to `LAST`.
+        seed_noise: the standard deviation of the accuracy over seeds.
+        explodes: whether trainings with a high learning rate explode.
     """
 
     numbers: tuple[int, ...]
     epochs: int = 27
+    seed_noise: float = SEED_NOISE
+    explodes: bool = False
 
     module = "mnist"
     overrides = ("space=none", "model=mlp")
@@ -109,6 +120,7 @@ class Drawn:
     seed: int
     _configurations: dict[tuple[Any, ...], int] = field(default_factory=dict)
     _means: list[tuple[int, Floats]] = field(default_factory=list)  # branch, accuracies
+    _exploded: set[int] = field(default_factory=set)  # configurations
 
     def find(self, configuration: Configuration) -> int:
         network = configuration.params.get("params.network")
@@ -119,21 +131,39 @@ class Drawn:
             self._configurations[branch, *values] = len(self._means)
             epochs = np.linspace(FIRST, LAST, self.task.epochs).round()
             means = self.task.means(np.array([values], float), epochs, branch)[0]
+            if self.task.explodes and values[LEARNING_RATE] > HIGHEST_LEARNING_RATE:
+                self._exploded.add(len(self._means))
             self._means.append((branch, means))
         return self._configurations[branch, *values]
 
     def curve(self, configuration: int) -> Floats:
         generator = np.random.default_rng([self.seed, configuration])
-        noise = SEED_NOISE * generator.normal() + EPOCH_NOISE * generator.normal(
-            size=self.task.epochs
-        )
+        seed_noise = self.task.seed_noise * generator.normal()
+        noise = seed_noise + EPOCH_NOISE * generator.normal(size=self.task.epochs)
         branch, means = self._means[configuration]
+        if configuration in self._exploded:
+            return np.full(self.task.epochs, -(10 ** generator.uniform(2, 5)))
         found = np.asarray(means + noise)
         return self.task.standardize(found, branch) if self.task.joined else found
 
     def regret(self, configuration: int) -> float:
         branch, means = self._means[configuration]
+        if configuration in self._exploded:
+            means = np.zeros(1)
         return 1.0 - float(self.task.standardize(means[-1:], branch)[0])
+
+
+def make_task(family: str, name: str, epochs: int) -> Surrogate:
+    """Returns a task of one of `FAMILIES`.
+
+    Args:
+        name: the numbers of its data sets.
+        epochs: of a training.
+    """
+    numbers = tuple(int(number) for number in name.split("+"))
+    if family == "noisy":
+        return Surrogate(numbers, epochs, seed_noise=LARGE_SEED_NOISE)
+    return Surrogate(numbers, epochs, explodes=family == "exploding")
 
 
 def joined(numbers: Sequence[int]) -> list[tuple[int, int]]:

@@ -232,7 +232,7 @@ def load(family: str, name: str, epochs: int | None = None) -> Task | Surrogate:
         epochs: of a training of LCBench; None for 27, as those that are recorded.
     """
     if family in surrogates.FAMILIES:
-        return Surrogate(tuple(map(int, name.split("+"))), epochs or 27)
+        return surrogates.make_task(family, name, epochs or 27)
     task = load_curves(name) if family == "curves" else load_table(family, name)
     assert task is not None
     return task

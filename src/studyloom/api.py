@@ -619,7 +619,7 @@ def search(
         sampler: an option ("tpe", "gp", "cmaes", "random", "grid", …), a sampler of Optuna, its
             class, or a mapping of settings. An object of your own class serves all trials of one
             worker. None: "auto", Optuna's TPE (multivariate, grouped), and after
-            ten results "gp", a Gaussian process, if trials train for 2 s or more on average.
+            ten results "gp", a Gaussian process, if a proposal takes at most 2% of a mean trial.
         pruner: an option ("asha", "median", "hyperband", "none", …), a pruner of Optuna, its class,
             or a mapping of settings. None: ASHA with promotion for a network; the median for a loop
             or Optuna objective; no pruner there for several objectives.

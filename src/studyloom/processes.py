@@ -281,10 +281,12 @@ class Stopwatch:
     Args:
         seconds: the measured time of each kind since the last call of `take`.
         last_take: the time of that call on the clock `time.perf_counter`.
+        last_processor_time: `read_processor_time()` at the last call of `take_processor_time`.
     """
 
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     last_take: float = field(default_factory=time.perf_counter)
+    last_processor_time: float = field(default_factory=lambda: read_processor_time())
 
     @classmethod
     def since(cls, start_up: float) -> "Stopwatch":
@@ -318,6 +320,19 @@ class Stopwatch:
         self.last_take = now
         self.seconds.clear()
         return times
+
+    def take_processor_time(self) -> float:
+        """Returns the seconds that processors worked since the last call, and begins again."""
+        now = read_processor_time()
+        processor_time = now - self.last_processor_time
+        self.last_processor_time = now
+        return processor_time
+
+
+def read_processor_time() -> float:
+    """Returns the seconds that processors have worked for this process and its ended children."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def prctl(option: int, value: int) -> bool:

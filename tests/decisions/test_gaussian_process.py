@@ -1,5 +1,8 @@
 """The samplers gp and auto: where a Gaussian process chooses, and where TPE does."""
 
+import math
+
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -8,18 +11,20 @@ from optuna.trial import TrialState, create_trial
 from toy_worker import fresh, work
 from toys import TINY, TWO, Signal, ask
 
-from studyloom.decisions import gaussian_process
-from studyloom.decisions.gaussian_process import (
-    RESULTS_TO_CHOOSE_TPE,
-    AutoSampler,
-    GaussianProcess,
+from studyloom.decisions import auto_sampler, gaussian_process, gaussian_process_sampler
+from studyloom.decisions.auto_sampler import RESULTS_TO_CHOOSE_TPE, AutoSampler, read_training_times
+from studyloom.decisions.gaussian_process import GaussianProcess, clip_bad_values
+from studyloom.decisions.gaussian_process_sampler import (
+    MOST_BEST,
+    MOST_LATEST,
+    MOST_RESULTS,
     GaussianProcessSampler,
 )
 from studyloom.decisions.samplers import SamplerContext
 from studyloom.decisions.strategy import Strategy
 from studyloom.space.language import parse_space
 from studyloom.space.tree import SuggestedSpace, find_middle
-from studyloom.storage.attributes import SAMPLER, TIMES
+from studyloom.storage.attributes import PROCESSOR_TIME, PROPOSAL_TIME, SAMPLER, TIMES
 from studyloom.storage.opening import open_study
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -238,77 +243,231 @@ def test_the_process_accepts_constants_and_repeated_configurations():
     FLAT.suggest(study.ask())
 
 
+# Values that are far worse, or noisy
+
+
+def explode(params, luck):
+    """Returns the loss of a configuration; learning rates in the highest fifth explode.
+
+    Args:
+        luck: a generator, for noise and the size of an explosion.
+    """
+    a, b, c, d = (params[name] for name in "abcd")
+    if a > 0.8:
+        return 10 ** luck.uniform(2, 5)
+    smooth = 6 * (a - 0.62) ** 2 + 0.8 * (b - 0.3) ** 2 + 0.5 * (c - 0.8) ** 2
+    return 0.3 + smooth + 0.3 * math.sin(4 * d) * a + 0.02 * luck.normal()
+
+
+SMOOTH = parse_space({name: {"float": [0.0, 1.0]} for name in "abcd"}, lambda group: ())
+LEAST_LOSS = 0.157087  # on a fine grid
+
+
+def find_regret(make, seed, trials=30):
+    """Returns how far the best of some trials, without its noise, is from the best there is."""
+    luck = np.random.default_rng(seed)
+    study = optuna.create_study()
+    losses = []
+    for number in range(trials):
+        study.sampler = make(1000 * seed + number)
+        trial = study.ask()
+        params = SMOOTH.suggest(trial).params
+        study.tell(trial, explode(params, luck))
+        if params["a"] <= 0.8:
+            losses.append(explode(params, NoLuck()))
+    return min(losses) - LEAST_LOSS
+
+
+class NoLuck:
+    """Draws no noise."""
+
+    def normal(self):
+        return 0.0
+
+
+def test_losses_that_explode_do_not_hide_the_best():
+    def make(number):
+        return GaussianProcessSampler(SamplerContext(SMOOTH), number)
+
+    regrets = [find_regret(make, seed) for seed in range(4)]
+    assert np.mean(regrets) < 0.03, "without clipping it was 0.166"
+
+
+@pytest.mark.parametrize("largest", [1e2, 1e5])
+def test_one_enormous_loss_leaves_the_others_in_order(largest):
+    losses = np.append(np.linspace(0.3, 4.0, 40), largest)
+    clipped = clip_bad_values(-losses)
+    assert clipped[:40].tolist() == (-losses[:40]).tolist()
+    assert -10 < clipped[40] < -4
+
+
+def test_values_that_lie_together_and_infinite_ones_are_clipped():
+    assert clip_bad_values(np.array([1.0, 2.0, 3.0])).tolist() == [1.0, 2.0, 3.0]
+    assert clip_bad_values(np.array([5.0, 5.0, 5.0, 5.0, -9.0])).tolist() == 5 * [5.0]
+    assert np.isfinite(clip_bad_values(np.array([-np.inf, 1.0, 2.0]))).all()
+
+
+# Many results, and many branches
+
+
+def add_results(study, space, params, values):
+    for each, value in zip(params, values, strict=True):
+        configuration = space.make_configuration(each)
+        study.add_trial(
+            create_trial(
+                value=value,
+                params=configuration.params,
+                distributions=configuration.distributions,
+            )
+        )
+
+
+def test_the_process_learns_from_the_most_useful_of_many_results(proposals):
+    space = parse_space({"x": {"float": [0.0, 1.0]}}, lambda group: ())
+    study = optuna.create_study(direction="maximize")
+    values = np.random.default_rng(0).permutation(1000) / 1000.0
+    add_results(study, space, [{"x": value} for value in values.tolist()], values.tolist())
+    study.sampler = GaussianProcessSampler(SamplerContext(space), 1)
+    space.suggest(study.ask())
+    ((_, _, results),) = proposals
+    numbers = {trial.number for trial in results}
+    assert len(results) == len(numbers) == MOST_RESULTS
+    best_first = np.argsort(-values).tolist()
+    assert numbers >= {*best_first[:MOST_BEST], *range(1000 - MOST_LATEST, 1000)}
+    bad_values = [trial.value for trial in results if trial.value < 0.8]
+    assert len(bad_values) > MOST_RESULTS / 4
+    assert min(bad_values) < 0.1
+
+
+def test_the_process_searches_the_best_branches_and_one_rarely_tried(monkeypatch):
+    options = "abcdefghijkl"
+    space = parse_space(
+        {"kind": {option: {"x": {"float": [0.0, 1.0]}} for option in options}},
+        lambda group: tuple(options) if group == "kind" else (),
+    )
+    params, values = [], []
+    for number, option in enumerate(options):
+        # The earlier in the alphabet the better, and the fewer results; k has the fewest.
+        for repetition in range(1 if option == "k" else 2 + number):
+            params.append({"kind": option, f"kind.{option}.x": repetition / 20})
+            values.append(-float(number))
+    study = optuna.create_study(direction="maximize")
+    add_results(study, space, params, values)
+    branches = []
+    before = GaussianProcess.propose
+
+    def propose(self, study, results, running, space, tried):
+        branches.extend(branch["kind"] for branch in tried)
+        return before(self, study, results, running, space, tried)
+
+    monkeypatch.setattr(GaussianProcess, "propose", propose)
+    study.sampler = GaussianProcessSampler(SamplerContext(space), 1)
+    space.suggest(study.ask())
+    assert branches[1:] == [option for option in "abcdek" if option != branches[0]]
+
+
 # What sampler=auto stands for
+
+
+@pytest.fixture
+def proposal_time(monkeypatch):
+    """Lets the process take 0.04 s of processor time for a proposal."""
+    clock = iter(range(10_000))
+    monkeypatch.setattr(auto_sampler, "thread_time", lambda: 0.04 * next(clock))
+    return 0.04
+
+
+def auto(**context):
+    return lambda seed: AutoSampler(SamplerContext(FLAT, **context), seed)
 
 
 @pytest.mark.parametrize(
     ("seconds", "results", "chosen"), [(0.5, RESULTS_TO_CHOOSE_TPE, "tpe"), (3.0, 10, "gp")]
 )
 def test_auto_decides_by_the_first_results_and_keeps_its_decision(
-    proposals, seconds, results, chosen
+    proposals, proposal_time, seconds, results, chosen
 ):
     times = {TIMES: {"training": seconds, "sampling": 99.0, "start-up": 99.0}}
-    study = search(FLAT, lambda seed: AutoSampler(SamplerContext(FLAT), seed), results, **times)
+    study = search(FLAT, auto(), results, **times)
     assert SAMPLER not in study.user_attrs
-    search(FLAT, lambda seed: AutoSampler(SamplerContext(FLAT), seed), 2, study, **times)
+    measured = len(proposals)
+    search(FLAT, auto(), 2, study, **times)
     assert study.user_attrs[SAMPLER] == chosen
+    assert study.user_attrs[PROPOSAL_TIME] == pytest.approx(proposal_time)
     slow = {TIMES: {"training": 1000.0 - seconds}}
-    search(FLAT, lambda seed: AutoSampler(SamplerContext(FLAT), seed), 2, study, **slow)
+    search(FLAT, auto(), 2, study, **slow)
     assert study.user_attrs[SAMPLER] == chosen
-    assert len(proposals) == 4 * (chosen == "gp")
+    # A proposal is measured once, after another one.
+    if chosen == "gp":
+        assert (measured, len(proposals)) == (0, 2 + 4)
+    else:
+        assert (measured, len(proposals)) == (2, 2)
 
 
-def test_auto_becomes_the_process_once_trials_train_longer(proposals):
+def test_auto_becomes_the_process_once_trials_train_longer(proposals, proposal_time):
     """As with many workers, whose first trials have all come to their first rung only."""
-    study = search(
-        FLAT, lambda seed: AutoSampler(SamplerContext(FLAT), seed), 12, **{TIMES: {"training": 1.0}}
-    )
+    study = search(FLAT, auto(), 12, **{TIMES: {"training": 1.0}})
     assert SAMPLER not in study.user_attrs
-    search(
-        FLAT,
-        lambda seed: AutoSampler(SamplerContext(FLAT), seed),
-        6,
-        study,
-        **{TIMES: {"training": 9.0}},
-    )
+    search(FLAT, auto(), 6, study, **{TIMES: {"training": 9.0}})
     assert study.user_attrs[SAMPLER] == "gp"
-    assert proposals
+    assert len(proposals) > 2
+
+
+def test_auto_does_not_depend_on_the_load_of_the_machine(proposal_time):
+    idle = {TIMES: {"training": 1.5, "storage": 0.1}, PROCESSOR_TIME: 1.6}
+    busy = {TIMES: {"training": 4.5, "storage": 0.3, "start-up": 9.0}, PROCESSOR_TIME: 1.6}
+    for times in (idle, busy):
+        study = search(FLAT, auto(), 12, **times)
+        assert read_training_times(study) == pytest.approx(12 * [1.5])
+        assert SAMPLER not in study.user_attrs
+
+
+def test_a_training_that_waits_counts_a_quarter_of_its_time():
+    study = optuna.create_study()
+    study.add_trial(
+        create_trial(value=1.0, user_attrs={TIMES: {"other": 80.0}, PROCESSOR_TIME: 0.1})
+    )
+    assert read_training_times(study) == [20.0]
 
 
 def test_auto_is_the_process_in_a_deterministic_search(proposals):
     times = {TIMES: {"training": 0.001}}
-    context = SamplerContext(FLAT, deterministic=True)
-    study = search(FLAT, lambda seed: AutoSampler(context, seed), 12, **times)
+    study = search(FLAT, auto(deterministic=True), 12, **times)
     assert study.user_attrs[SAMPLER] == "gp"
+    assert PROPOSAL_TIME not in study.user_attrs
     assert len(proposals) == 2
     deterministic = ask(*TINY, "sampler=auto", "pruner=none", "study.deterministic=true")
     (note,) = Strategy(deterministic).notes()
     assert note.endswith("then a Gaussian process, since study.deterministic=true ignores times")
 
 
-def test_auto_leaves_large_branches_and_several_objectives_to_tpe(proposals, monkeypatch):
-    times = {TIMES: {"training": 9.0}}
-    monkeypatch.setattr(AutoSampler, "most_results", 11)
-    search(FLAT, lambda seed: AutoSampler(SamplerContext(FLAT), seed), 14, **times)
-    assert len(proposals) == 2
-    monkeypatch.setattr(AutoSampler, "most_dimensions", 6)
-    search(FLAT, lambda seed: AutoSampler(SamplerContext(FLAT), seed), 11, **times)
-    assert len(proposals) == 2
-    context = SamplerContext(FLAT, objectives=2)
-    several = search(FLAT, lambda seed: AutoSampler(context, seed), 11, **times)
-    assert SAMPLER not in several.user_attrs
-    assert len(proposals) == 2
+def test_auto_is_the_process_after_any_number_of_results(proposals, proposal_time, monkeypatch):
+    monkeypatch.setattr(gaussian_process_sampler, "MOST_RESULTS", 11)
+    monkeypatch.setattr(gaussian_process_sampler, "MOST_BEST", 5)
+    monkeypatch.setattr(gaussian_process_sampler, "MOST_LATEST", 3)
+    search(FLAT, auto(), 16, **{TIMES: {"training": 9.0}})
+    assert [len(results) for _, _, results in proposals] == [10, 10, 10, 11, 11, 11, 11, 11]
+
+
+def test_auto_leaves_several_objectives_to_tpe(proposals):
+    study = search(FLAT, auto(objectives=2), 11, **{TIMES: {"training": 9.0}})
+    assert SAMPLER not in study.user_attrs
+    assert not proposals
 
 
 @pytest.mark.parametrize(
     ("chosen", "words"),
-    [(None, "TPE, then"), ("gp", "a Gaussian process"), ("tpe", "TPE, since")],
+    [
+        (None, "TPE, then a Gaussian process if a proposal takes at most 2% of a trial"),
+        ("gp", "a Gaussian process, since a proposal takes at most 2% of a trial"),
+        ("tpe", "TPE, since a proposal of the Gaussian process takes more than 2% of a trial"),
+    ],
 )
 def test_the_note_says_what_auto_stands_for(chosen, words):
     (note,) = Strategy(ask(*TWO, "sampler=auto", "pruner=none"), auto_sampler=chosen).notes()
     assert note == "sampler=auto: TPE, since objective.metric names several"
     (note,) = Strategy(ask(*TINY, "sampler=auto", "pruner=none"), auto_sampler=chosen).notes()
-    assert note.startswith(f"sampler=auto: {words}")
+    assert note == f"sampler=auto: {words}"
     assert Strategy(ask(*TINY, "sampler=tpe", "pruner=none")).notes() == []
 
 

@@ -38,7 +38,8 @@ TRUSTED_CLASSES = (
     "studyloom.losses",
     "studyloom.data",
     "studyloom.decisions.samplers",
-    "studyloom.decisions.gaussian_process",
+    "studyloom.decisions.auto_sampler",
+    "studyloom.decisions.gaussian_process_sampler",
     "studyloom.decisions.asha",
     "studyloom.optimizers",
     # Only these two launchers: others run commands from the config, or code on other machines.

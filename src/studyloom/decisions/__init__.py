@@ -6,10 +6,12 @@ rounds), and end the search early. Every worker that reads the same trials decid
 
 __all__ = [
     "asha",
+    "auto_sampler",
     "earlier_studies",
     "early_end",
     "extrapolation",
     "gaussian_process",
+    "gaussian_process_sampler",
     "given_samplers",
     "placement",
     "rounds",

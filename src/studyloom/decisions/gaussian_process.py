@@ -1,19 +1,20 @@
-"""A Gaussian process of what each configuration reaches, and TPE next to it.
+"""Optuna's Gaussian process, which bears enormous values and searches within branches.
 
-Optuna's Gaussian process (`GPSampler`) models hyperparameters that all trials share. Here it models
-all: one that a trial lacks, since its branch of the space does not have it, counts as the middle of
-its range. The process proposes a configuration in a branch that trials have had.
+The *process* is a model of the values of all configurations: it predicts a mean and a variance for
+each. It proposes the configuration with the largest *expected improvement*, by how much a value is
+expected to be better than the best so far.
 
-A *branch* is a choice of options and of list lengths, which decide what hyperparameters there are.
-Within a branch some hyperparameters are *fixed*: these options and lengths, and those that the
-branch lacks, which stay at the middle of their ranges. The process varies the others. The first
-trials are TPE's.
+Two things differ from Optuna's `GPSampler`:
+
+* A value that is far worse than the others counts as less bad (`clip_bad_values`). Otherwise all
+  others would look the same next to a single loss of 1e5.
+* The configuration is searched within branches. A *branch* of a search space is a choice of its
+  options and list lengths, which decide what hyperparameters there are. Within a branch these are
+  *fixed*, and so are the hyperparameters that the branch lacks: at the middle of their ranges.
 """
 
 import copy
-import logging
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -23,15 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna import Study
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
-from optuna.samplers import GPSampler, TPESampler
-from optuna.search_space import intersection_search_space
-from optuna.trial import FrozenTrial, TrialState
+from optuna.samplers import GPSampler
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
 
-from studyloom.decisions.extrapolation import view_extrapolated
-from studyloom.decisions.samplers import SamplerContext
-from studyloom.space.tree import Hyperparameter, count_values, find_middle
-from studyloom.storage.attributes import SAMPLER, TIMES
-from studyloom.storage.trial_record import TrialRecord
+from studyloom.space.tree import count_values, find_middle
 
 Params = dict[str, Any]  # values by hyperparameter
 Distributions = Mapping[str, Any]  # by hyperparameter; Optuna types them by their base class
@@ -39,304 +36,7 @@ Distributions = Mapping[str, Any]  # by hyperparameter; Optuna types them by the
 # A number with more values is searched as if it were continuous, and rounded. Optuna would try one
 # value after the other.
 MOST_SINGLE_VALUES = 16
-WORTHWHILE_SECONDS = 2.0  # of training, of which the model takes a twentieth
-# Results after which TPE is chosen if trials are short. With fewer they may be short only because,
-# with many workers, all of them are at their first rungs.
-RESULTS_TO_CHOOSE_TPE = 50
-MOST_BRANCHES = 6  # that the model tries: those with the most results
-TRAINING = ("training", "evaluation", "other")  # kinds of a worker's time
-GP = "gp"
-TPE = "tpe"
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _ModeledTrial:
-    """A trial whose configuration the model can represent.
-
-    Attributes:
-        trial: The trial.
-        fixed: The fixed hyperparameters of its branch, with their values.
-    """
-
-    trial: FrozenTrial
-    fixed: Params
-
-
-class GaussianProcessSampler(TPESampler):
-    """Proposes by a Gaussian process once there are results, and before by TPE.
-
-    TPE also draws again where a configuration was refused: the model would repeat it.
-
-    Args:
-        context: Has the space, and says whether a configuration was refused.
-        seed: The seed of both.
-        n_startup_trials: How many results the model needs.
-    """
-
-    most_results: float = math.inf  # with more, TPE proposes
-    most_dimensions: float = math.inf  # with more hyperparameters, TPE proposes
-
-    def __init__(
-        self, context: SamplerContext, seed: int | None = None, n_startup_trials: int = 10
-    ) -> None:
-        super().__init__(
-            seed=seed,
-            n_startup_trials=n_startup_trials,
-            multivariate=True,
-            group=True,
-            constant_liar=True,
-        )
-        self._context = context
-        self._space = context.space
-        self._least_results = n_startup_trials
-        self._seed = seed
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> Params:
-        """Returns the proposal of the Gaussian process, or that of TPE where the process has none.
-
-        TPE always proposes first. The branch that TPE has chosen is one of those that the process
-        tries, and TPE's values stay for the hyperparameters that the process does not model.
-        """
-        tpe_proposal = super().sample_relative(study, trial, search_space)
-        if self._context.redraws or not self._chooses_gaussian_process(study):
-            return tpe_proposal
-
-        # The hyperparameters that the process models, and the trials from which it learns
-        trials = view_extrapolated(study).get_trials(deepcopy=False)
-        distributions = self._find_modeled(trials, search_space)
-        modeled_trials = self._represent_trials(trials, distributions)
-        results = _select_trials(modeled_trials, TrialState.COMPLETE)
-        running = _select_trials(modeled_trials, TrialState.RUNNING)
-        fixed_by_tpe = self._find_fixed(tpe_proposal, distributions)
-
-        has_few_dimensions = 0 < len(distributions) <= self.most_dimensions
-        has_fitting_results = self._least_results <= len(results) <= self.most_results
-        if not has_few_dimensions or not has_fitting_results:
-            return tpe_proposal
-        if fixed_by_tpe is None:  # no complete trial has had this branch
-            return tpe_proposal
-        branches = _select_branches(fixed_by_tpe, modeled_trials)
-        process = GaussianProcess(seed=self._seed, n_startup_trials=1)
-        proposal = process.propose(study, results, running, distributions, branches)
-        return tpe_proposal | proposal
-
-    def _find_modeled(
-        self, trials: Sequence[FrozenTrial], search_space: Distributions
-    ) -> Distributions:
-        """Returns the distributions of the hyperparameters that the process models, by name.
-
-        It models each hyperparameter that any complete trial has had. If an Optuna objective
-        suggests its hyperparameters itself, the space shows no branches: then it models only those
-        that all complete trials share.
-
-        Args:
-            trials: The trials of the study.
-            search_space: The hyperparameters that TPE proposes. No others are modeled: the process
-                only replaces values that TPE proposes.
-        """
-        results = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-        has_branches = bool(self._space.nodes)
-        distributions: dict[str, Any] = {}
-        if has_branches:
-            for result in results:  # the first trial that has a hyperparameter decides
-                distributions = result.distributions | distributions
-        else:
-            distributions = intersection_search_space(results)
-        modeled = {}
-        for name, distribution in distributions.items():
-            if name in search_space and not distribution.single():
-                modeled[name] = distribution
-        return modeled
-
-    def _represent_trials(
-        self, trials: Sequence[FrozenTrial], distributions: Distributions
-    ) -> list[_ModeledTrial]:
-        """Returns the trials whose configurations the process can model.
-
-        Args:
-            trials: The trials of the study.
-            distributions: The distributions of the hyperparameters that it models.
-        """
-        modeled_trials = []
-        for trial in trials:
-            if _has_distributions(trial, distributions):
-                fixed = self._find_fixed(trial.params, distributions)
-                if fixed is not None:
-                    modeled_trials.append(_ModeledTrial(trial, fixed))
-        return modeled_trials
-
-    def _find_fixed(self, params: Mapping[str, Any], distributions: Distributions) -> Params | None:
-        """Returns the hyperparameters that are fixed in the branch of a configuration.
-
-        The process does not vary these: the options and list lengths that make the branch, each
-        with its value; and all hyperparameters that the branch lacks, each with the middle of its
-        range.
-
-        Args:
-            params: The configuration.
-            distributions: The distributions of the hyperparameters that the process models.
-
-        Returns:
-            The fixed hyperparameters by name; None if the process cannot model the configuration,
-            which lacks a value or has a hyperparameter that is not modeled.
-        """
-        has_branches = bool(self._space.nodes)
-        if not has_branches:
-            has_all_values = distributions.keys() <= params.keys()
-            if has_all_values:
-                return {}
-            return None
-        # At first all are fixed at the middle of their range. A walk through the space visits those
-        # that the branch has, and corrects them.
-        fixed = {name: find_middle(distribution) for name, distribution in distributions.items()}
-
-        def visit(hyperparameter: Hyperparameter) -> Any:
-            """Returns the value of a hyperparameter, by which the walk continues."""
-            name = hyperparameter.name
-            if hyperparameter.distribution.single():  # it has one value, and is not modeled
-                value = hyperparameter.make_placeholder({})
-            elif name in distributions:
-                value = params[name]
-            else:
-                raise KeyError(name)
-            makes_branch = hyperparameter.role in ("option", "length")
-            if not makes_branch:
-                fixed.pop(name, None)  # the process varies it
-            elif name in fixed:
-                fixed[name] = value
-            return value
-
-        try:
-            self._space.walk(visit)
-        except KeyError:  # also for an option that the space does not have
-            return None
-        return fixed
-
-    def _chooses_gaussian_process(self, study: Study) -> bool:
-        """Returns True: the process may propose in each study. `AutoSampler` overrides this."""
-        return True
-
-
-def _select_trials(modeled_trials: Sequence[_ModeledTrial], state: TrialState) -> list[FrozenTrial]:
-    return [modeled.trial for modeled in modeled_trials if modeled.trial.state == state]
-
-
-def _select_branches(first: Params, modeled_trials: Sequence[_ModeledTrial]) -> list[Params]:
-    """Returns the branches in which the process searches: a first one, and the most frequent ones.
-
-    A branch is represented by its fixed hyperparameters, with their values.
-
-    Args:
-        first: The first branch.
-        modeled_trials: The trials whose branches are counted.
-    """
-    counts = Counter(tuple(modeled.fixed.items()) for modeled in modeled_trials)
-    branches = [first]
-    for fixed_items, _ in counts.most_common(MOST_BRANCHES):
-        branch = dict(fixed_items)
-        if branch != first:
-            branches.append(branch)
-    return branches
-
-
-class AutoSampler(GaussianProcessSampler):
-    """Stands for `sampler=auto`: a Gaussian process where it pays, and TPE elsewhere.
-
-    It pays with one objective if trials have trained for two seconds on average, twenty times what
-    the model takes, and with up to 200 results and 20 hyperparameters. Whether trials train so
-    long is decided between the tenth and the fiftieth result, and stored with the study.
-
-    Args:
-        context: Describes the study; a deterministic one always gets a Gaussian process.
-        seed: The seed of both.
-    """
-
-    most_results = 200  # beyond these the model takes more than a twentieth
-    most_dimensions = 20
-
-    def __init__(self, context: SamplerContext, seed: int | None = None) -> None:
-        super().__init__(context, seed)
-        self._has_several_objectives = context.objectives > 1
-        self._deterministic = context.deterministic
-        self._decision = context.auto_sampler  # GP, TPE, or None before it is decided
-        if self._has_several_objectives:
-            self._decision = TPE
-
-    @property
-    def note(self) -> str:
-        """The line that is printed before the first trial."""
-        seconds = f"{WORTHWHILE_SECONDS:g} s on average"
-        if self._has_several_objectives:
-            sampler = "TPE, since objective.metric names several"
-        elif self._deterministic:
-            sampler = "TPE, then a Gaussian process, since study.deterministic=true ignores times"
-        elif self._decision == GP:
-            sampler = f"a Gaussian process, since trials train for at least {seconds}"
-        elif self._decision == TPE:
-            sampler = f"TPE, since trials train for less than {seconds}"
-        else:
-            sampler = f"TPE, then a Gaussian process if trials train for {seconds}"
-        return f"sampler=auto: {sampler}"
-
-    def _chooses_gaussian_process(self, study: Study) -> bool:
-        """Returns whether the Gaussian process is chosen for a study, and not TPE.
-
-        The first worker that can decide stores the decision with the study, so that all others
-        choose the same.
-        """
-        if self._decision is None:
-            self._decision = study.user_attrs.get(SAMPLER)
-        if self._decision is None:
-            self._decision = self._decide(study)
-            if self._decision is None:
-                return False
-            # Directly in the storage: this Study object may be the wrapper that a user's objective
-            # gets, whose `set_user_attr` refuses studyloom's keys.
-            study._storage.set_study_user_attr(study._study_id, SAMPLER, self._decision)
-            log.info(self.note)
-        return self._decision == GP
-
-    def _decide(self, study: Study) -> str | None:
-        """Chooses GP or TPE by the mean training time of trials; None while there are too few.
-
-        Long trainings choose the process early. Short ones choose TPE only after more trials, since
-        the first ones to end or pause are the shortest.
-        """
-        if self._deterministic:  # times differ from run to run
-            return GP
-        times = read_training_times(study)
-        if len(times) < self._least_results:
-            return None
-        mean_time = sum(times) / len(times)
-        if mean_time >= WORTHWHILE_SECONDS:
-            return GP
-        if len(times) < RESULTS_TO_CHOOSE_TPE:
-            return None
-        return TPE
-
-
-def read_training_times(study: Study) -> list[float]:
-    """Returns the training time of each trial that has ended or was paused, in seconds."""
-    training_times = []
-    for trial in study.get_trials(deepcopy=False):
-        if TIMES in trial.user_attrs:
-            seconds_by_kind = TrialRecord(trial).times
-            training_times.append(sum(seconds_by_kind.get(kind, 0.0) for kind in TRAINING))
-    return training_times
-
-
-def _has_distributions(trial: FrozenTrial, distributions: Distributions) -> bool:
-    """Returns whether a trial has drawn its hyperparameters from these distributions.
-
-    It need not have all hyperparameters, and may have others.
-    """
-    for name, distribution in trial.distributions.items():
-        if name in distributions and distributions[name] != distribution:
-            return False
-    return True
+FENCE = 1.5  # how many interquartile ranges a value may be worse than the worse quartile
 
 
 @dataclass(frozen=True)
@@ -353,9 +53,15 @@ class _FixedValues:
 
 
 class GaussianProcess(GPSampler):
-    """Optuna's Gaussian process, which is given its results, and optimizes within branches."""
+    """Proposes configurations by a model of the results; see the module.
 
-    _branches: list[_FixedValues]
+    Args:
+        seed: The seed of the search for the largest expected improvement.
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        super().__init__(seed=seed, n_startup_trials=1)
+        self._branches: list[_FixedValues] = []
 
     def propose(
         self,
@@ -365,7 +71,7 @@ class GaussianProcess(GPSampler):
         distributions: Distributions,
         branches: Sequence[Params],
     ) -> Params:
-        """Returns the most promising configuration by the expected improvement.
+        """Returns the configuration with the largest expected improvement.
 
         Integers and steps with many values are searched as continuous ranges, and then rounded: to
         search their values one by one took two thirds of the time.
@@ -386,6 +92,7 @@ class GaussianProcess(GPSampler):
         # A hyperparameter that a trial lacks counts as the middle of its range.
         filled_results = [_fill_params(trial, middle) for trial in results]
         filled_running = [_fill_params(trial, middle) for trial in running]
+        _clip_results(filled_results, study.directions)
         smooth_distributions = {
             name: _smooth_distribution(distribution) for name, distribution in distributions.items()
         }
@@ -396,13 +103,13 @@ class GaussianProcess(GPSampler):
         return {name: _round_value(distributions[name], value) for name, value in proposal.items()}
 
     def _optimize_acqf(self, acqf: Any, best_params: Any) -> Any:
-        """Returns the point at which the acquisition function is largest; Optuna's hook for it.
+        """Returns the point with the largest expected improvement; Optuna's hook for it.
 
-        It is optimized within one branch after the other. In each branch its search space is
-        replaced by one in which the fixed hyperparameters do not vary.
+        The search is within one branch after the other. In each branch the search space of the
+        acquisition function is replaced by one in which the fixed hyperparameters do not vary.
 
         Args:
-            acqf: Optuna's acquisition function.
+            acqf: Optuna's acquisition function, such as the expected improvement.
             best_params: The points of the best results, (results, hyperparameters), at which
                 Optuna begins to search; None for none.
         """
@@ -423,6 +130,38 @@ class GaussianProcess(GPSampler):
                 best_point = point
         acqf.search_space = whole_space
         return best_point
+
+
+def _clip_results(results: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> None:
+    """Gives results the clipped values of each objective in place of their own.
+
+    Args:
+        results: Complete trials, which are changed.
+        directions: The direction of each objective.
+    """
+    values = np.array([trial.values for trial in results])  # (results, objectives)
+    signs = [1.0 if direction == StudyDirection.MAXIMIZE else -1.0 for direction in directions]
+    for index, sign in enumerate(signs):
+        values[:, index] = sign * clip_bad_values(sign * values[:, index])
+    for trial, clipped in zip(results, values.tolist(), strict=True):
+        trial.values = clipped
+
+
+def clip_bad_values(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Raises values that are far worse than most to a *fence*; others stay as they are.
+
+    The fence of Tukey's box plots is 1.5 interquartile ranges below the lower quartile.
+
+    Args:
+        values: float (results,), of which more is better.
+    """
+    finite_values = values[np.isfinite(values)]
+    if finite_values.size == 0:
+        return values
+    lower_quartile, upper_quartile = np.quantile(finite_values, [0.25, 0.75])
+    fence = lower_quartile - FENCE * (upper_quartile - lower_quartile)
+    clipped_values: NDArray[np.float64] = np.maximum(values, fence)
+    return clipped_values
 
 
 @contextmanager

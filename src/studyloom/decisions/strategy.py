@@ -24,8 +24,8 @@ from optuna.trial import TrialState, create_trial
 from studyloom.config.build import build, call_target, find_target, plain
 from studyloom.config.values import describe_error, value_at
 from studyloom.decisions.asha import AshaPruner, Unpruned
+from studyloom.decisions.auto_sampler import AutoSampler
 from studyloom.decisions.extrapolation import Extrapolating
-from studyloom.decisions.gaussian_process import AutoSampler
 from studyloom.decisions.given_samplers import KEEPS_STATE, copy_for_trial, may_keep_state
 from studyloom.decisions.samplers import CmaEsSampler, GridSampler, SamplerContext
 from studyloom.errors import ConfigError

@@ -34,6 +34,7 @@ CONTROL = "control"  # str | None: stop or pause, as another terminal requested
 SPACE = "space"  # dict[str, Any]: the space and its default values, for proposals
 DEFINED = "defined"  # dict[str, str]: the sources of what a notebook or script defines, by name
 SAMPLER = "sampler"  # str: what sampler=auto stands for in the study, gp or tpe, decided once
+PROPOSAL_TIME = "proposal_time"  # float: processor seconds of a proposal of its Gaussian process
 RUNG = "rung"  # int: the epoch of the lowest rung as the study began, 0 without rungs
 UUID = "uuid"  # str: random, since SQLite gives the id of a deleted study to the next one
 
@@ -52,6 +53,7 @@ STANDARD_ERROR = "standard_error"  # float, of the value; also a column of EPOCH
 # The names of the columns of EPOCHS, besides the quantities that were measured.
 COLUMNS = ("number", "value", "seconds", "samples_per_second", JOBS, STANDARD_ERROR)
 TIMES = "times"  # dict[str, float]: the worker's seconds by kind
+PROCESSOR_TIME = "processor_time"  # float: seconds that processors worked for its workers
 PROVENANCE = "provenance"  # dict[str, Any]: from which the trial can be trained again
 PAUSED = "paused"  # int | None: the step of the rung at which it waits while no worker has it
 PLANNED_EPOCHS = "planned_epochs"  # int: how many epochs it has unless something ends it before
@@ -76,7 +78,7 @@ PICKLE_PREFIXES = ("cma:optimizer", "sepcma:optimizer", "cmawm:optimizer")
 TRIAL_KEYS = (
     *(SLOT, FORMER_SLOT, WORKER, BASELINE, ENQUEUED, PROPOSED, EPOCHS, STANDARD_ERROR, TIMES),
     *(PROVENANCE, PLANNED_EPOCHS, PAUSED, RUNGS, SEGMENTS, KEPT, NOT_KEPT, RESUMED, REUSED),
-    *(PLANNED_JOBS, STREAMS, FAILURE, REASON, TRACEBACK, REPEATS, WARNINGS),
+    *(PLANNED_JOBS, STREAMS, FAILURE, REASON, TRACEBACK, REPEATS, WARNINGS, PROCESSOR_TIME),
 )
 # Attributes that no sampler and no pruner reads; they are most of what a trial stores.
 HEAVY_KEYS = (EPOCHS, PROVENANCE, TRACEBACK)
@@ -97,6 +99,7 @@ TYPES: dict[str, Any] = {
     EPOCHS: dict[str, list[float | int | None]],
     TIMES: dict[str, float | int],
     STANDARD_ERROR: float | int,
+    PROCESSOR_TIME: float | int,
     RUNGS: list[int],
     SEGMENTS: list[tuple[int, int | None]],
     RESUMED: Resumed,
@@ -149,6 +152,7 @@ class TrialAttributes:
     failure = Stored[str | None](FAILURE, None)  # its class
     error = Stored[str | None](REASON, None)  # of its failure, in words
     times = Stored[Mapping[str, float]](TIMES, {})
+    processor_time = Stored[float | None](PROCESSOR_TIME, None)
     paused = Stored[int | None](PAUSED, None)
     rungs = Stored[Sequence[int]](RUNGS, ())
     planned_epochs = Stored[int | None](PLANNED_EPOCHS, None)

@@ -26,6 +26,7 @@ from studyloom.storage.attributes import (
     EPOCHS,
     HALTED,
     NOT_KEPT,
+    PROCESSOR_TIME,
     PROVENANCE,
     REPEATS,
     REUSED,
@@ -175,6 +176,9 @@ class HeldTrial:
         seconds_by_kind.update(self.stopwatch.take())
         rounded = {kind: round(seconds, 4) for kind, seconds in seconds_by_kind.items()}
         self.trial.set_user_attr(TIMES, rounded)
+        former_processor_time = self.trial.user_attrs.get(PROCESSOR_TIME, 0.0)
+        processor_time = former_processor_time + self.stopwatch.take_processor_time()
+        self.trial.set_user_attr(PROCESSOR_TIME, round(processor_time, 4))
 
     def _store_objective(self, objective: Objective) -> None:
         """Adds to the next commit what an objective has recorded, such as its learning curve."""
