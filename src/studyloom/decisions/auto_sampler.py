@@ -140,21 +140,30 @@ def _store(study: Study, key: str, value: str | float) -> None:
 def read_training_times(study: Study) -> list[float]:
     """Returns the training time of each trial that has ended or was paused, in processor seconds.
 
-    A trial stores the seconds of its training, and how many seconds processors worked for it. On an
-    idle machine these are about the same.
+    A trial stores the seconds of its worker by kind, and how many seconds processors worked.
     """
     training_times = []
     for trial in study.get_trials(deepcopy=False):
-        if TIMES not in trial.user_attrs:
-            continue
-        record = TrialRecord(trial)
-        training_time = sum(record.times.get(kind, 0.0) for kind in TRAINING)
-        working_time = sum(
-            seconds for kind, seconds in record.times.items() if kind not in NOT_WORKING
-        )
-        processor_share = 1.0
-        if record.processor_time is not None and working_time > 0:
-            processor_share = record.processor_time / working_time
-        processor_share = min(1.0, max(LEAST_PROCESSOR_SHARE, processor_share))
-        training_times.append(training_time * processor_share)
+        if TIMES in trial.user_attrs:
+            training_times.append(_read_training_time(TrialRecord(trial)))
     return training_times
+
+
+def _read_training_time(record: TrialRecord) -> float:
+    """Returns the processor seconds of a trial's training.
+
+    They are a share of the training's seconds: the share of all seconds of work in which a
+    processor worked.
+    """
+    training_time = 0.0
+    working_time = 0.0
+    for kind, seconds in record.times.items():
+        if kind in TRAINING:
+            training_time += seconds
+        if kind not in NOT_WORKING:
+            working_time += seconds
+    if record.processor_time is None or working_time == 0:
+        return training_time
+    processor_share = record.processor_time / working_time
+    processor_share_in_bounds = min(1.0, max(LEAST_PROCESSOR_SHARE, processor_share))
+    return training_time * processor_share_in_bounds

@@ -229,20 +229,30 @@ def _sort_best_first(
         results: Complete trials.
         directions: The direction of each objective.
     """
-    losses = []  # of each result, one for each objective; less is better
-    for result in results:
-        losses_of_result = []
-        for value, direction in zip(result.trial.values, directions, strict=True):
-            if direction == StudyDirection.MAXIMIZE:
-                losses_of_result.append(-value)
-            else:
-                losses_of_result.append(value)
-        losses.append(tuple(losses_of_result))
-    if len(directions) > 1:
-        positions: Sequence[int] = argsort_by_fronts(tuple(losses))
-    else:
-        positions = sorted(range(len(results)), key=lambda position: losses[position])
-    return [results[position] for position in positions]
+    if len(directions) == 1:
+        return sorted(results, key=lambda result: _find_losses(result, directions))
+    losses = tuple(_find_losses(result, directions) for result in results)
+    return [results[position] for position in argsort_by_fronts(losses)]
+
+
+def _find_losses(result: _ModeledTrial, directions: Sequence[StudyDirection]) -> tuple[float, ...]:
+    """Returns the values of a result, one for each objective, with signs by which less is better.
+
+    Args:
+        result: A complete trial.
+        directions: The direction of each objective.
+    """
+    losses = []
+    for value, direction in zip(result.trial.values, directions, strict=True):
+        if direction == StudyDirection.MAXIMIZE:
+            losses.append(-value)
+        else:
+            losses.append(value)
+    return tuple(losses)
+
+
+def _find_number(result: _ModeledTrial) -> int:
+    return result.trial.number
 
 
 def select_useful(best_first: Sequence[_ModeledTrial]) -> list[_ModeledTrial]:
@@ -258,15 +268,16 @@ def select_useful(best_first: Sequence[_ModeledTrial]) -> list[_ModeledTrial]:
         At most MOST_RESULTS of them, by number.
     """
     if len(best_first) <= MOST_RESULTS:
-        return sorted(best_first, key=lambda result: result.trial.number)
-    latest_first = sorted(best_first, key=lambda result: result.trial.number, reverse=True)
-    selected = {result.trial.number for result in best_first[:MOST_BEST]}
-    selected |= {result.trial.number for result in latest_first[:MOST_LATEST]}
-    rest = [result for result in best_first if result.trial.number not in selected]
-    ranks = np.linspace(0, len(rest) - 1, MOST_RESULTS - len(selected)).round().astype(int)
-    selected |= {rest[rank].trial.number for rank in ranks}
-    selected_results = [result for result in best_first if result.trial.number in selected]
-    return sorted(selected_results, key=lambda result: result.trial.number)
+        return sorted(best_first, key=_find_number)
+    best = best_first[:MOST_BEST]
+    others = best_first[MOST_BEST:]
+    latest = sorted(others, key=_find_number)[-MOST_LATEST:]
+    latest_numbers = {result.trial.number for result in latest}
+    rest = [result for result in others if result.trial.number not in latest_numbers]
+    count_of_rest = MOST_RESULTS - MOST_BEST - MOST_LATEST
+    ranks = np.linspace(0, len(rest) - 1, count_of_rest).round().astype(int)
+    spread = [rest[rank] for rank in ranks]
+    return sorted([*best, *latest, *spread], key=_find_number)
 
 
 def _select_branches(first: Params, best_first: Sequence[_ModeledTrial]) -> list[Params]:

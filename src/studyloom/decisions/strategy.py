@@ -17,13 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.pruners import BasePruner, NopPruner
+from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, PartialFixedSampler
 from optuna.trial import TrialState, create_trial
 
 from studyloom.config.build import build, call_target, find_target, plain
 from studyloom.config.values import describe_error, value_at
-from studyloom.decisions.asha import AshaPruner, Unpruned
+from studyloom.decisions.asha import (
+    AshaPruner,
+    LoopAshaPruner,
+    LoopMedianPruner,
+    UndecidedPruner,
+    Unpruned,
+)
 from studyloom.decisions.auto_sampler import AutoSampler
 from studyloom.decisions.extrapolation import Extrapolating
 from studyloom.decisions.given_samplers import KEEPS_STATE, copy_for_trial, may_keep_state
@@ -63,7 +69,7 @@ class Strategy:
 
     Args:
         stored_rung: the epoch of the lowest rung that the study has stored, 0 if it has no rungs;
-            None for a new study.
+            None for a new study, and while that is not decided.
         auto_sampler: the sampler that `sampler=auto` has chosen in the study; None until then.
     """
 
@@ -206,7 +212,7 @@ class Strategy:
         if isinstance(sampler, AutoSampler):
             notes.append(sampler.note)
         pruner = self.pruner()
-        if isinstance(pruner, Unpruned):
+        if isinstance(pruner, Unpruned | UndecidedPruner | LoopAshaPruner | LoopMedianPruner):
             notes.append(pruner.note)
         return notes
 
@@ -263,9 +269,12 @@ class Strategy:
                     "bound the search by study.trials"
                 )
         if not isinstance(pruner, NopPruner | AshaPruner):
+            kind: type[BasePruner] = type(pruner)
+            if isinstance(pruner, MedianPruner):
+                kind = MedianPruner
             yield (
                 f"{setting}: pruner={definition.composer.choices.get('pruner')} compares by "
-                f"{type(pruner).__name__} with what has been reported until then; set pruner=asha "
+                f"{kind.__name__} with what has been reported until then; set pruner=asha "
                 "or none"
             )
         if self.keeps_state:

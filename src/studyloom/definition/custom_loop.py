@@ -325,7 +325,7 @@ class LoopDefinition(Definition):
         if seed is not None:
             single_job = SingleJob(seed, fold)
         return LoopObjective(
-            loop=replace(self.build_loop(configuration), must_resume=attempt.pauses),
+            loop=replace(self.build_loop(configuration), must_resume=attempt.must_resume),
             jobs=make_loop_jobs(self.config, data, self.trial_seed(number), single_job),
             trial=number,
             attempt=attempt,

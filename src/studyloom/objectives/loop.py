@@ -541,6 +541,7 @@ class LoopObjective(Objective):
     _saved: RunState | None = None  # the state from which the current job resumes
     _run: Run | None = None  # of the current job
     _not_kept: list[str] = field(default_factory=list)
+    _resumable_epochs: int | None = field(default=None, init=False)
     _warnings: list[str] = field(default_factory=list)
 
     @property
@@ -597,6 +598,10 @@ class LoopObjective(Objective):
     def _count_steps(self, job_count: int) -> int:
         """Counts the steps of the first jobs: their reports, and the end of each."""
         return sum(len(reports) + 1 for reports in self._reports[:job_count])
+
+    @property
+    def resumable_epochs(self) -> int | None:
+        return self._resumable_epochs
 
     @property
     def keeps_files(self) -> bool:
@@ -660,6 +665,8 @@ class LoopObjective(Objective):
                     raise library_error from None
                 raise
             finally:
+                if run.can_resume:
+                    self._resumable_epochs = run.count
                 self._not_kept = run.not_kept
                 self._warnings += run.warnings
                 run.close()

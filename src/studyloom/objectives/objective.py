@@ -80,13 +80,13 @@ class Attempt:
     Args:
         stage: search, re-evaluation, ablation or final-training.
         folder: for files of this trial; made when needed, removed when the trial has ended.
-        pauses: whether the pruner pauses trials, so that each must be able to resume.
+        must_resume: whether the trial must be able to resume, since the pruner pauses trials.
     """
 
     number: int = 1
     stage: str = "search"
     folder: Path | None = None
-    pauses: bool = False
+    must_resume: bool = False
 
 
 class Objective:
@@ -130,6 +130,11 @@ class Objective:
     def evaluation_seconds(self) -> float:
         """Seconds spent on evaluation by this object so far; a part of the seconds of its steps."""
         return 0.0
+
+    @property
+    def resumable_epochs(self) -> int | None:
+        """Number of epochs of a training that has shown that it can resume; None if it has not."""
+        return None
 
     @property
     def keeps_files(self) -> bool:

@@ -35,7 +35,7 @@ SPACE = "space"  # dict[str, Any]: the space and its default values, for proposa
 DEFINED = "defined"  # dict[str, str]: the sources of what a notebook or script defines, by name
 SAMPLER = "sampler"  # str: what sampler=auto stands for in the study, gp or tpe, decided once
 PROPOSAL_TIME = "proposal_time"  # float: processor seconds of a proposal of its Gaussian process
-RUNG = "rung"  # int: the epoch of the lowest rung as the study began, 0 without rungs
+RUNG = "rung"  # int | None: the epoch of its lowest rung, 0 without rungs, None until it is decided
 UUID = "uuid"  # str: random, since SQLite gives the id of a deleted study to the next one
 
 STUDY_KEYS = [key for name, key in vars().items() if name.isupper() and isinstance(key, str)]

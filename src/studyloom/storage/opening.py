@@ -298,7 +298,7 @@ def create_study(
     deadline: float = 300.0,
     *,
     objectives: Sequence[ObjectiveValue] = (ACCURACY,),
-    lowest_rung: int = 0,
+    lowest_rung: int | None = 0,
     accept_code_change: bool = False,
 ) -> StoredStudy:
     """Opens a study, and creates the database, the tables and the study if they are missing.
@@ -308,7 +308,7 @@ def create_study(
         trials: The budget; the budget of a stored study is extended to it.
         deadline: Seconds that this and later calls wait for a database that is away.
         lowest_rung: The epoch at which a new study first compares its trials, to pause the worse
-            ones; 0 if its pruner pauses none.
+            ones; 0 if its pruner pauses none; None if a trial will decide it.
         accept_code_change: Whether the user's code may have changed since the study began.
 
     Raises:
@@ -355,13 +355,13 @@ def _add_study(
     name: str,
     definition: Mapping[str, Any],
     objectives: Sequence[ObjectiveValue],
-    lowest_rung: int,
+    lowest_rung: int | None,
 ) -> None:
     """Stores a new study with its definition.
 
     Args:
         lowest_rung: The epoch at which it first compares its trials, to pause the worse ones; 0 if
-            it pauses none.
+            it pauses none; None if a trial will decide it.
     """
     attributes = {
         DEFINITION: dict(definition),

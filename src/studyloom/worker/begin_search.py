@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from studyloom.config.compose import note_run
-from studyloom.decisions.asha import AshaPruner
+from studyloom.decisions.asha import AshaPruner, UndecidedPruner
 from studyloom.decisions.early_end import Bounds, set_bounds
 from studyloom.decisions.strategy import Strategy
 from studyloom.decisions.warm_start import (
@@ -78,10 +78,11 @@ def begin_search(
     trials = strategy.trials
     pruner = strategy.pruner()
     # The first epoch at which trials are compared; 0 if the pruner pauses none.
+    lowest_rung: int | None = 0
     if isinstance(pruner, AshaPruner):
         lowest_rung = pruner.min_resource
-    else:
-        lowest_rung = 0
+    elif isinstance(pruner, UndecidedPruner):
+        lowest_rung = None  # the worker of trial 0 decides it
     stored = create_study(
         url,
         str(config.study.name),

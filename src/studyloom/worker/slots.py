@@ -13,10 +13,16 @@ import sys
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from studyloom.decisions.asha import AshaOrder, AshaPruner
+from studyloom.decisions.asha import (
+    AshaOrder,
+    AshaPruner,
+    UndecidedPruner,
+    choose_lowest_rung,
+)
 from studyloom.decisions.given_samplers import KEEPS_STATE
 from studyloom.decisions.rounds import RoundOrder
 from studyloom.errors import ClaimLost, LaunchError
+from studyloom.objectives.objective import Objective
 from studyloom.seeds import derive
 from studyloom.space.drawing_configurations import (
     ConfigurationKey,
@@ -29,6 +35,7 @@ from studyloom.storage.attributes import (
     HALTED,
     HALTED_AT,
     PAUSED,
+    RUNG,
     SEGMENTS,
     SLOT,
     WORKER,
@@ -54,7 +61,7 @@ class SlotQueue:
         stored: Its study.
         owner: The id of the worker.
         baseline: The configuration of trial 0; None if the stage has no baseline.
-        pauses: Whether the pruner pauses trials at rungs.
+        must_resume: Whether a trial fails that cannot resume, since its pruner pauses trials.
         order: Decides which slot is claimed next; None for the first that is free, where those with
             a trial come before those without.
     """
@@ -70,8 +77,14 @@ class SlotQueue:
         self.stored = stage.stored
         self.owner = owner
         self.baseline = stage.source.baseline
-        self.pauses = isinstance(self.stored.optuna.pruner, AshaPruner)
-        self.order = self._make_order(max_failures)
+        self._max_failures = max_failures
+        self._follow_pruner()
+
+    def _follow_pruner(self) -> None:
+        """Prepares the order of the slots, and what trials must be able to do, for the pruner."""
+        pruner = self.stored.optuna.pruner
+        self.must_resume = isinstance(pruner, AshaPruner) and pruner.demands_checkpoints
+        self.order = self._make_order(self._max_failures)
         # In rounds no trial may be missing that ends while the others are read.
         self.stored.storage.reads_snapshots = self.in_rounds
 
@@ -154,6 +167,35 @@ class SlotQueue:
         self.stored.optuna.set_user_attr(HALTED, reason)
 
     # Pauses
+
+    def follow_decided_pruner(self) -> None:
+        """Takes the pruner that the study has decided on, if it was undecided until now.
+
+        `pruner=auto` of a custom training loop is undecided until the trial of slot 0 has ended.
+        """
+        pruner = self.stored.optuna.pruner
+        if not isinstance(pruner, UndecidedPruner):
+            return
+        (lowest_rung,) = self.stored.attributes(RUNG)
+        if lowest_rung is None:
+            return
+        decided_pruner = pruner.decide(lowest_rung)
+        self.stored.optuna.pruner = decided_pruner
+        self._follow_pruner()
+        log.info(decided_pruner.note)
+
+    def decide_pruner(self, slot: int, objective: Objective | None) -> None:
+        """Stores whether trials are paused at rungs, if that is undecided and this is slot 0.
+
+        Args:
+            slot: The slot of a trial that was trained.
+            objective: Its objective; None if it was not made.
+        """
+        is_undecided = isinstance(self.stored.optuna.pruner, UndecidedPruner)
+        if not is_undecided or slot != 0 or objective is None:
+            return
+        lowest_rung = choose_lowest_rung(objective.resumable_epochs)
+        self.stored.optuna.set_user_attr(RUNG, lowest_rung)
 
     def may_stop(self, trial: FrozenTrial) -> bool:
         """Returns whether a trial may be pruned or paused, as all but the baseline may be.

@@ -168,6 +168,7 @@ class Worker:
             claim = None
             with self.stopwatch("storage"):
                 self.stored.check_halted()
+                slots.follow_decided_pruner()
                 search_ended = stage.has_ended()
                 if not self.must_pause():
                     claim = slots.claim(self.limits.lease, search_ended=search_ended)
@@ -367,6 +368,8 @@ class Worker:
         except BaseException as error:  # an error of the user's code costs only this trial
             outcome = Outcome.failed(error)
 
+        if outcome.failure is None:
+            slots.decide_pruner(held.claim.slot, objective)
         if draws_in_training:
             self.set_provenance(held, source.space.make_configuration(held.trial.params))
         held.store(objective)
@@ -391,7 +394,7 @@ class Worker:
             number=claim.token,
             stage=self.stage.title,
             folder=folder,
-            pauses=slots.pauses,
+            must_resume=slots.must_resume,
         )
 
     def _make_reporter(self, begun: BegunTrial, objective: Objective, slots: SlotQueue) -> Reporter:
