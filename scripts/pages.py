@@ -96,7 +96,7 @@ def make_study(folder: Path, count: int) -> StoredStudy:
     generator = random.Random(0)
     for number in range(count):
         stored.storage.create_new_trial(stored.ledger.study_id, made(number, generator))
-    stored.ledger.compare(mend=True)
+    stored.ledger.compare(repair=True)
     return stored
 
 
