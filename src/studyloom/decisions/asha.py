@@ -11,8 +11,9 @@ first rung) the best are those of the first fronts; see `argsort_by_fronts`.
 A *bracket* is a share of the trials that has its own lowest rung, and in which they are compared. A
 *slot* is the row of the budget table that a trial belongs to, also before it begins. A *standing*
 says how far the trial of a slot has come: its state and what it has reported (`storage.standings`).
-A search is *closed* once it begins and promotes no more trials: those that wait at a rung are then
-ended, and those that a worker has released are still resumed.
+A search is *closed* once it makes and promotes no more trials: those that wait at a rung are then
+ended. Those that a worker has released are still resumed, and those that are queued, such as warm
+starts, still begin.
 
 Sources: Li, Jamieson, Rostamizadeh, Gonina, Ben-tzur, Hardt, Recht and Talwalkar, "A System for
 Massively Parallel Hyperparameter Tuning" (MLSys 2020, arXiv:1810.05934), algorithm 2; Schmucker,
@@ -374,9 +375,9 @@ class AshaOrder:
     """The order in which slots are claimed, from what the stored trials have reported.
 
     First comes a trial that can no longer be promoted, to be ended; then the best to promote, the
-    highest rung first; then a trial that a worker has released, and then a new one. Of equal trials
-    that of the earlier slot is better. A trial with a value or cost that is NaN or unknown cannot
-    be compared, and is never promoted.
+    highest rung first; then a trial that a worker has released or that is queued, and then a new
+    one. Of equal trials that of the earlier slot is better. A trial with a value or cost that is
+    NaN or unknown cannot be compared, and is never promoted.
     """
 
     min_resource: int
@@ -448,13 +449,13 @@ class AshaOrder:
         A trial that this worker holds already comes first: the database may have noted its claim,
         and its reply was lost. Then comes a trial that can no longer be promoted, which the worker
         only ends as pruned; then the best one to promote; then one that another worker has
-        released; and then a new one.
+        released, or one that is queued, such as a warm start; and then a new one.
 
         Args:
             standings: How far the trial of each slot has come. The state of a trial is OWN if this
-                worker holds it, OPEN if it has begun and no worker holds it, and UNCLAIMED if it
-                has not begun.
-            closed: Whether the search has ended, so that no trial is begun or promoted.
+                worker holds it, OPEN if it has begun or is queued and no worker holds it, and
+                UNCLAIMED if the slot has no trial yet.
+            closed: Whether the search has ended, so that no trial is made or promoted.
         """
         unpromotable = self.find_unpromotable(standings, closed=closed)
         for standing in standings:
@@ -557,7 +558,7 @@ class AshaOrder:
 
         Args:
             standings: How far the trial of each slot has come.
-            closed: Whether the search has ended, so that no trial begins.
+            closed: Whether the search has ended, so that no slot gets a trial any more.
         """
         counts = Counter[int]()
         for standing in standings:

@@ -39,7 +39,8 @@ from studyloom.storage.slot_table import IS_HELD, SLOTS, clock
 from studyloom.storage.standings import Order, Segment, SlotChoice, Standing, StandingsReader
 from studyloom.text import format_ranges
 
-# A lease lasts for this many of the longest epoch so far, or the seconds that `study.lease` says.
+# A lease lasts for the seconds of `study.lease`, or for this many of the longest epoch so far if
+# that is longer.
 LEASE_FACTOR = 4
 # The slot of the command that tests the winner; no budget is as large.
 TEST_SLOT = LARGEST - 1
@@ -122,7 +123,9 @@ class SlotEntry:
 class Ledger:
     """The slots of one study: its budget.
 
-    Its methods raise StorageLost if the database stays away, or the study was deleted.
+    Its methods raise StorageLost if the database stays away. Once the study was deleted, those that
+    lock it, such as `claim` and `compare`, raise StorageLost too, and so does `count_open`. Then
+    `renew`, `finish` and `release` return False, as for a lost claim. The others do not notice.
 
     Attributes:
         storage: The database.
@@ -198,8 +201,9 @@ class Ledger:
             lease: Seconds until the claim ends unless it is renewed.
             make_trial: Makes a trial for a slot that has none, or whose trial was deleted, in the
                 transaction of the claim.
-            search_ended: Whether the search has ended. Only a slot that has a trial is then
-                claimed, and an order promotes no trial: it ends those that wait at rungs.
+            search_ended: Whether the search has ended. Only a slot that has a trial, begun or
+                queued, is then claimed, and an order promotes no trial: it ends those that wait at
+                rungs.
             order: Decides which slot is claimed; None for the first that can be claimed, one with a
                 trial before others.
 
@@ -212,7 +216,7 @@ class Ledger:
             """Claims a slot, and makes its trial; returns None if there is no slot to claim."""
             # The study is locked first, so that trials are numbered in the order of their slots.
             self._lock_study(connection)
-            # Once the search has ended, no trial begins: only a slot that has a trial is claimed.
+            # Once the search has ended, no slot without a trial is claimed.
             if order is None:
                 taken = _take_first(connection, parameters, only_with_trial=search_ended)
             else:
@@ -350,7 +354,7 @@ class Ledger:
         """Counts how many of the first `trials` slots are open: free, or held by a worker.
 
         Args:
-            only_with_trial: Whether to count only slots that have a trial.
+            only_with_trial: Whether to count only slots that have a trial, begun or queued.
 
         Raises:
             StorageLost: The study was deleted.

@@ -27,8 +27,8 @@ from studyloom.storage.slot_table import SLOTS
 from studyloom.storage.sql import REPORTS, USER_ATTRIBUTES
 
 # The states of a standing
-UNCLAIMED = "unclaimed"  # no trial has begun
-OPEN = "open"  # there is a trial, and no living worker holds it
+UNCLAIMED = "unclaimed"  # it has no trial, and no living worker holds it
+OPEN = "open"  # it has a trial, begun or queued, and no living worker holds it
 OWN = "own"  # the worker that reads the standing holds it
 HELD = "held"  # another worker holds it
 DONE = "done"
@@ -119,7 +119,8 @@ class Order(Protocol):
 
         Args:
             standings: All slots of the budget, in their order.
-            closed: Whether the search has ended: no trial begins, and none is promoted.
+            closed: Whether the search has ended: no slot without a trial is claimed, and no trial
+                is promoted.
         """
         ...
 

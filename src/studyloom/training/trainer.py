@@ -220,7 +220,10 @@ class JobRun:
 
     @property
     def has_ended(self) -> bool:
-        """True once training has ended: after the last epoch, or by early stopping."""
+        """True once training has ended: after the last epoch, or by early stopping.
+
+        The last epoch is that of `train.until` if it is set, or else the last of `train.epochs`.
+        """
         if self.epoch >= self.job.last_epoch:
             return True
         if self.best is None or self.job.patience is None:
@@ -563,6 +566,8 @@ def predict_outputs(
 def _split_inputs(inputs: Inputs, size: int | None) -> Iterator[Sequence[Any]]:
     """Yields the arguments of each call of a network: tensors, or one mapping of tensors by name.
 
+    `call_network` passes the tensors of a mapping as arguments of these names.
+
     Args:
         size: how many examples a call has; None for all.
     """
@@ -714,7 +719,7 @@ class Training:
         """Returns how many threads the training uses, by the steps of its first job.
 
         Examples that are not in memory are trained on with all threads that PyTorch may use. The
-        choice would take an example, and to load one may start processes.
+        choice would take an example, which the Dataset would have to load.
         """
         if not self._split.in_memory:
             return torch.get_num_threads()

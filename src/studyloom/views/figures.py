@@ -1,6 +1,7 @@
 """The figures of the reports: charts of a study's trials, and of its winner's predictions.
 
-The function of a figure returns a chart, or a sentence that says why there is nothing to draw yet.
+The function of a figure returns a chart, or several small ones (`Multiples`), or a sentence that
+says why there is nothing to draw yet.
 `trials` are those of a study, by number; `marked` ones are highlighted. An *outcome* is how a trial
 stands, as the table of trials calls it: complete, pruned, paused, failed, interrupted or running.
 """
@@ -63,7 +64,7 @@ SMALLEST_DOT = 8  # the width of a mark of the history from which on it is a dot
 # The outcomes in the order in which their curves are drawn: the last are on top.
 CURVES = ("failed", "pruned", "paused", INTERRUPTED, "running", "complete")
 BARS = ("complete", "pruned", "failed", "paused", INTERRUPTED, "running")  # order of the timeline
-UNFINISHED = ("failed", "pruned", "paused", INTERRUPTED)  # their curves end in a square
+CUT_SHORT = ("failed", "pruned", "paused", INTERRUPTED)  # their curves end in a square
 COLORS = {INTERRUPTED: "running"}  # of a state that shares the color of another
 MANY = 400  # trials, whose marks are smaller
 SMALLER = 0.6  # the share of their width that is left
@@ -76,7 +77,7 @@ MOST_BEST = 100  # best curves that are drawn; more are one stain
 MOST_LATEST = 200  # latest curves that are drawn
 CURVE_ROWS = 60  # of the table behind the curves
 EXAMPLE_ROWS = 40  # of the table behind the predictions
-IMPROVEMENT_ROWS = 12  # of each study, in the table behind a comparison
+LINE_ROWS = 12  # of each study, in the table behind a comparison: improvements, then its end
 PAIR_ROWS = 20  # of the table behind two hyperparameters
 SPREAD = 10.0  # costs that differ by more than this factor are drawn on a logarithmic axis
 MOST_CHOICES = 5  # of a number, each has a label
@@ -500,7 +501,7 @@ def _mark_curves_by_outcome(lines: Mapping[int, Part], outcomes: Mapping[int, st
     for outcome in CURVES:
         members = {number: line for number, line in lines.items() if outcomes[number] == outcome}
         marks.append(_mark_curves(outcome, members, width=1.3, style=("faint",)))
-        if outcome in UNFINISHED:
+        if outcome in CUT_SHORT:
             ends = {number: line[-1] for number, line in members.items()}
             color = _color(outcome)
             marks.append(make_trial_dots(ends, color=color, width=5, shape="square"))
@@ -1170,7 +1171,7 @@ def draw_best_lines(
         x = make_integer_scale(1, int(max(positions)), title)
     rows = []
     for label, line in lines.items():
-        for position, value in line[-IMPROVEMENT_ROWS:]:
+        for position, value in line[-LINE_ROWS:]:
             rows.append((label, f"{position:.0f}", format_value(value)))
     table = PageTable(("study", title, f"best {axis.metric} so far"), rows, text_columns=(0,))
     label = f"the best {axis.metric} so far of {len(lines)} studies, by {title}"
@@ -1299,10 +1300,10 @@ def _measure_spans(
         record = TrialRecord(trial)
         if record.rungs:
             # The trial may have paused at a rung, an epoch at which the pruner compares trials. Its
-            # bar shows only the time in which it was trained.
-            trained = timedelta(seconds=sum(record.times.values()))
-            if trained:
-                end = min(end, start + trained)
+            # bar shows only the time that workers spent on it, with their start-up and waits.
+            worked = timedelta(seconds=sum(record.times.values()))
+            if worked:
+                end = min(end, start + worked)
         worker = str(record.worker or "unknown worker")
         spans.setdefault(worker, {})[trial.number] = Span(start, end)
     return spans
@@ -1381,7 +1382,7 @@ def _draw_predictions_over_targets(
     dots = [[pair] for pair in zip(targets, predicted, strict=True)]
     marks = [
         make_dotted_line(diagonal, color=GRAY, name="prediction = true value"),
-        Mark("best", TEAL, "dot", dots, width=6),
+        Mark(name="best", color=TEAL, shape="dot", parts=dots, width=6),
     ]
     x = make_linear_scale(numbers, "true value")
     y = make_linear_scale(numbers, "prediction", upright=True, height=height)

@@ -33,7 +33,7 @@ SEARCH_ONLY = Stages()
 
 
 class Reporting:
-    """Reports on a study that is run. The base class reports nothing.
+    """Reports on a study that is run. The base class reports nothing, as for a call of the kernel.
 
     Attributes:
         study: the study, once it is open.
@@ -83,6 +83,7 @@ class Reporting:
             detached_notice: a line to print if workers continue without this process; else None.
 
         Raises:
+            Halted: all trials of a stage fail for the same reason; the result is reported before.
             NoWinner: a training that the result needs, or the test, has failed.
         """
         return 0
@@ -112,7 +113,7 @@ def run_study(
         NoWinner: a training that the result needs, or the test, has failed.
     """
     prepared = prepare(config, joins=not command.begins, make_callbacks=reporting.make_callbacks)
-    if config.study.dry_run:
+    if config.study.dry_run:  # so far only a warm start has read the database
         reporting.show_dry_run(prepared.definition)
         return 0
     reporting.prepare(prepared)
@@ -143,6 +144,8 @@ def run_study(
                 code = reporting.finish(stop, detached_notice)
                 if detached_notice is not None or stop():
                     return code
+                # A worker in this process has raised Halted in `launch`, and the `finish` of a
+                # command raises it too.
                 for stage in stages.find_begun(study):
                     stage.stored.check_halted()
 
@@ -170,7 +173,8 @@ def obeying_requests(study: OpenStudy, command: Command, stop: Stop) -> Iterator
 def reopen(stages: Iterable[Stage]) -> None:
     """Prepares the stages after the search to be run again by a command.
 
-    A stage that has halted, since its trainings failed, gets another chance.
+    A stage that has halted, since its trainings failed, gets another chance. The search itself has
+    got one in `open_search`, if the command may begin it.
     """
     for stage in stages:
         if not stage.is_search:
@@ -217,6 +221,7 @@ def make_task(study: OpenStudy, stages: Stages, command: Command) -> Task:
                 command.line.send("recycled")
                 stop.request(f"launcher.recycle={trial_limit}")
 
+        # It measures where the time goes, and limits nothing. The time so far counts as start-up.
         stopwatch = Stopwatch.since(command.age())
         with ExitStack() as cleanup:
             if settings.deterministic:

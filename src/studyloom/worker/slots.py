@@ -54,7 +54,8 @@ log = logging.getLogger(__name__)
 class SlotQueue:
     """Claims the slots of a stage in the order of its pruner, and chooses what their trials try.
 
-    Once the search has ended by its bounds, only the trials that have begun are left to do.
+    Once the search has ended by its bounds, only the trials that have begun or are queued
+    are left to do.
 
     Attributes:
         stage: The stage.
@@ -124,7 +125,7 @@ class SlotQueue:
 
         Args:
             lease: Seconds until the claim ends unless it is renewed.
-            search_ended: Whether only slots whose trials have begun may be claimed.
+            search_ended: Whether only slots that have a trial, begun or queued, may be claimed.
 
         Returns:
             None if no slot is free.

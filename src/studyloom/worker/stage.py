@@ -116,7 +116,7 @@ class Stage:
     def count_open_trials(self) -> int:
         """Counts the trials of the budget that have not ended yet.
 
-        Once the stage has ended early, only trials that have begun are counted.
+        Once the stage has ended early, only trials that have begun or are queued are counted.
         """
         return self.stored.ledger.count_open(self.trials, only_with_trial=self.has_ended())
 

@@ -174,6 +174,7 @@ class Launcher(ABC):
             A line to print if workers continue after this command has ended; else None.
 
         Raises:
+            Halted: all trials fail for the same reason, and this process was the worker.
             LaunchError: workers die before they claim a trial.
             StorageLost: the database stays away.
         """

@@ -142,7 +142,7 @@ class Worker:
         """Runs trials of the stage until none is open or a stop is requested.
 
         A worker claims a slot, a row of the study's budget, and so reserves its trial. Once the
-        search has ended early, only the trials that have begun are run to their ends. While other
+        search has ended early, only the trials that have begun or are queued are run. While other
         workers hold all open slots, this one waits: if one of them dies, its slot can be claimed.
 
         Raises:
