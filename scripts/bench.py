@@ -16,7 +16,7 @@
     python scripts/bench.py search           # methods of search, replayed; 20 minutes
     python scripts/bench.py search --on lcbench --only methods --peers smac optuna    # and others
     python scripts/bench.py pareto           # two objectives with ASHA, replayed; 5 minutes
-    python scripts/bench.py honesty          # results against the truth, 440 studies; 15 minutes
+    python scripts/bench.py honesty          # results against the truth, 580 studies; 20 minutes
     python scripts/bench.py record           # makes those curves; an hour
 
 Both ways run in turn, as whole processes on the same data. `example` and `tutorial` need
@@ -48,6 +48,7 @@ from database.kills import kills
 from database.overhead import overhead
 from database.workers import scale
 from honesty.measuring import honesty
+from honesty.studies import TRIALS
 from search.comparison import Setting
 from search.fronts import compare_fronts
 from search.measuring import PARTS, measure
@@ -127,7 +128,9 @@ BENCHES = {
         ),
     ),
     "pareto": Bench(lambda a: compare_fronts(a.repeats or 20)),
-    "honesty": Bench(lambda a: honesty(a.sizes, a.results), {"sizes": [1, 1, 2]}),
+    "honesty": Bench(
+        lambda a: honesty(a.sizes, a.trials or TRIALS, a.results), {"sizes": [1, 1, 1, 1]}
+    ),
     "record": Bench(lambda a: record(a.run_dir.resolve(), a.trials), {"trials": 1}),
 }
 

@@ -15,27 +15,28 @@ from studyloom.winner.statistics import NORMAL
 from .studies import KINDS, Outcome, run_study
 
 
-def honesty(sizes: Sequence[int] | None, results: Path | None) -> None:
+def honesty(sizes: Sequence[int] | None, trials: int, results: Path | None) -> None:
     """Runs the studies in one process a core, and prints what is true of them.
 
     Args:
         sizes: how many studies of each kind; None for those of `KINDS`.
+        trials: the number of trials of each study.
         results: a folder that keeps what each study found; None for none.
     """
     counts = dict(zip(KINDS, sizes or KINDS.values(), strict=True))
-    tasks = [(kind, n) for kind, count in counts.items() for n in range(count)]
+    tasks = [(kind, n, trials) for kind, count in counts.items() for n in range(count)]
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
         outcomes = pool.starmap(run_or_read, [(*task, results) for task in tasks], chunksize=1)
     for kind in (*KINDS, None):
         show(kind or "all", [each for each in outcomes if kind in (each.kind, None)])
 
 
-def run_or_read(kind: str, seed: int, results: Path | None) -> Outcome:
+def run_or_read(kind: str, seed: int, trials: int, results: Path | None) -> Outcome:
     """Runs a study, unless its outcome is kept."""
-    path = None if results is None else results / f"{kind}-{seed}.json"
+    path = None if results is None else results / f"{kind}-{seed}-{trials}.json"
     if path is not None and path.exists():
         return Outcome(**loads(path.read_text()))
-    outcome = run_study(kind, seed)
+    outcome = run_study(kind, seed, trials)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(dumps(asdict(outcome)))
@@ -63,6 +64,8 @@ def show(name: str, found: Sequence[Outcome]) -> None:
         chance = fmean(each**2 for each in errors) - fmean(each.errors[1] ** 2 for each in won)
         print(f"  its width: {fmean(widths) / (2 * NORMAL * chance**0.5):.2f} of an exact one")
     print(f"  the winner is worse than the baseline: {share(worse)}")
+    worse_than_baseline = [each.truth < each.baseline - 1e-9 for each in won]
+    print(f"    where another trial won: {share(worse_than_baseline)}")
     promised = [each.searched - each.best for each in found]
     tested = [each.test["mean"] - each.truth for each in found]
     print(f"  the best trial's value in the search minus the truth: {mean(promised)}")

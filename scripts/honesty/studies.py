@@ -4,6 +4,8 @@
 * `tables`: custom training loops that read a configuration's values from HPOBench
   (Eggensperger et al. 2021, arXiv:2109.06716): each seed draws from the normal distribution that
   the table's five seeds suggest.
+* `loops`: custom training loops on a smooth function of two hyperparameters. The seed gives each
+  network an accuracy of its own, which validation and test share, as for networks in practice.
 * `real`: networks on breast cancer and handwritten digits of scikit-learn; a small part of the
   examples is the study's, and the rest gives the truth.
 """
@@ -33,9 +35,13 @@ from studyloom.winner.predictions import compute_outputs
 from studyloom.winner.result import Candidate, Result
 from studyloom.worker.stopping import Stop
 
-KINDS = {"synthetic": 260, "tables": 140, "real": 40}  # studies of each
+KINDS = {"synthetic": 260, "tables": 140, "loops": 140, "real": 40}  # studies of each
 TRIALS, EPOCHS, FRESH, SEEDS = 12, 8, 20_000, 10
 DIGITS, TEACHERS, CLASSES = 20, 12, 4  # inputs, hidden units of the teacher, and classes
+RATES = (0.001, 0.01, 0.005)  # default learning rates: poor, nearly best, and between the two
+# Of loops: the standard deviation over seeds of a network's accuracy, and of its measured value on
+# a validation or test set.
+LUCK, MEASURING = 0.01, 0.005
 
 
 class Net(nn.Sequential):
@@ -100,15 +106,17 @@ class Outcome:
     epochs: tuple[int, int]
 
 
-def run_study(kind: str, seed: int) -> Outcome:
-    """Runs a study of a kind, and finds out the truth."""
+def run_study(kind: str, seed: int, trials: int = TRIALS) -> Outcome:
+    """Runs a study of a kind with a number of trials, and finds out the truth."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    return {"synthetic": synthetic, "real": real, "tables": table}[kind](seed)
+    return {"synthetic": synthetic, "real": real, "tables": table, "loops": loop}[kind](
+        seed, trials
+    )
 
 
-def synthetic(seed: int) -> Outcome:
-    """Searches for a network where a teacher labels examples; half of the defaults are poor."""
+def synthetic(seed: int, trials: int) -> Outcome:
+    """Searches for a network where a teacher labels examples, from each of the default rates."""
     generator = np.random.default_rng(seed)
     first, second = (generator.normal(size=s) for s in ((DIGITS, TEACHERS), (TEACHERS, CLASSES)))
 
@@ -118,11 +126,11 @@ def synthetic(seed: int) -> Outcome:
         answers = np.tanh(inputs @ first * 0.5) @ second * 1.2 + chance
         return torch.from_numpy(inputs), torch.from_numpy(answers.argmax(1))
 
-    rate = 0.01 if seed % 2 else 0.001
-    return of_network("synthetic", seed, (draw(600), draw(300)), draw(FRESH), rate)
+    rate = RATES[seed % len(RATES)]
+    return of_network("synthetic", seed, trials, (draw(600), draw(300)), draw(FRESH), rate)
 
 
-def real(seed: int) -> Outcome:
+def real(seed: int, trials: int) -> Outcome:
     """Searches for a network on a small part of a data set of scikit-learn."""
     from sklearn import datasets
 
@@ -134,10 +142,10 @@ def real(seed: int) -> Outcome:
     order = np.random.default_rng(seed).permutation(len(inputs))
     parts = np.split(order, [train, train + test])
     sets = [(torch.from_numpy(inputs[p]), torch.from_numpy(targets[p])) for p in parts]
-    return of_network("real", seed, (sets[0], sets[1]), sets[2], 0.003)
+    return of_network("real", seed, trials, (sets[0], sets[1]), sets[2], 0.003)
 
 
-def of_network(kind: str, seed: int, data: Any, fresh: Any, rate: float) -> Outcome:
+def of_network(kind: str, seed: int, trials: int, data: Any, fresh: Any, rate: float) -> Outcome:
     """Runs a study of networks.
 
     Args:
@@ -165,10 +173,10 @@ def of_network(kind: str, seed: int, data: Any, fresh: Any, rate: float) -> Outc
         return Truth(np.mean(right, axis=1), np.mean(right, axis=0))
 
     settings = {"space": space, "data": data, "train": {"epochs": EPOCHS}}
-    return conduct(kind, seed, Net, settings, value)
+    return conduct(kind, seed, trials, Net, settings, value)
 
 
-def table(seed: int) -> Outcome:
+def table(seed: int, trials: int) -> Outcome:
     """Searches a table, whose middle configuration is the baseline."""
     number = seed % len(names("hpobench"))
     counts = {name: size(node) for name, node in SPACES["hpobench"].items()}
@@ -186,7 +194,7 @@ def table(seed: int) -> Outcome:
         "params": {"table": number},
         "objective": {"test": test_on_table},
     }
-    return conduct("tables", seed, train_on_table, settings, value)
+    return conduct("tables", seed, trials, train_on_table, settings, value)
 
 
 def train_on_table(config: Any, run: Any) -> float:
@@ -215,9 +223,52 @@ def row(params: Any, number: int) -> tuple[int, NDArray[Any]]:
     return place, np.asarray(task.values[place, :, -1])
 
 
+def loop(seed: int, trials: int) -> Outcome:
+    """Searches a smooth function, whose best configuration is near the default in some studies."""
+    best = np.random.default_rng(seed).uniform(0.2, 0.8, 2).tolist()
+
+    def value(trainings: CandidateTrainings, candidate_id: CandidateId) -> Truth:
+        values = trainings.candidates[candidate_id].values
+        accuracy = true_accuracy(values["params.width"], values["params.rate"], best)
+        return Truth(np.full(2, accuracy), np.array([]))
+
+    settings = {
+        "space": {name: Float(0.0, 1.0, default=0.5) for name in ("width", "rate")},
+        "maximize": "accuracy",
+        "params": {"best": best},
+        "objective": {"test": test_loop},
+    }
+    return conduct("loops", seed, trials, train_loop, settings, value)
+
+
+def train_loop(config: Any, run: Any) -> float:
+    """Measures the network of a seed on the validation set."""
+    run.keep(network=nn.Identity())
+    return measure_network(config.params, run.seed, part=0)
+
+
+def test_loop(config: Any, run: Any, part: Any) -> dict[str, float]:
+    """Measures the same network on the test set."""
+    return {"accuracy": measure_network(config.params, run.seed, part=1)}
+
+
+def measure_network(params: Any, seed: int, part: int) -> float:
+    """Returns the accuracy of the network that a seed gives, as measured on a part of the data."""
+    place = [int(1e6 * value) for value in (params.width, params.rate)]
+    luck = np.random.default_rng([seed, *place]).normal(0, LUCK)
+    error = np.random.default_rng([seed, *place, part]).normal(0, MEASURING)
+    return true_accuracy(params.width, params.rate, params.best) + float(luck + error)
+
+
+def true_accuracy(width: float, rate: float, best: Sequence[float]) -> float:
+    """Returns the mean accuracy over all seeds: the higher, the nearer to the best values."""
+    return 0.9 - 0.3 * ((width - best[0]) ** 2 + (rate - best[1]) ** 2)
+
+
 def conduct(
     kind: str,
     seed: int,
+    trials: int,
     subject: Any,
     settings: dict[str, Any],
     value: Callable[[CandidateTrainings, CandidateId], Truth],
@@ -235,8 +286,10 @@ def conduct(
         assert evaluation.candidates is not None
         with search.ledger.testing() as store:
             result = evaluate_winner(evaluation, (), store).result
-        trials = [stage.stored.trials() for stage in evaluation.stages]
-        lengths = [sum(len(t.intermediate_values) or 1 for t in each) for each in trials]
+        trainings_by_stage = [stage.stored.trials() for stage in evaluation.stages]
+        lengths = []
+        for trainings_of_stage in trainings_by_stage:
+            lengths.append(sum(len(t.intermediate_values) or 1 for t in trainings_of_stage))
         last: CandidateTrainings = evaluation.trained_stage.source
         sources = {o: source.configuration for o, source in evaluation.candidates.items()}
         trainings = replace(last, candidates=sources, seeds=last.seeds)
@@ -258,7 +311,7 @@ def conduct(
         studyloom.search(
             subject,
             name=f"{kind}{seed}",
-            trials=TRIALS,
+            trials=trials,
             seed=seed,
             workers=1,
             quiet=True,
