@@ -582,7 +582,8 @@ def search(
 
     * Re-evaluation trains the best 3 trials and the baseline again, each with 3 new seeds and
       validation splits: (3 + 1) × 3 trainings. The best mean wins, if it is better than that of the
-      baseline by more than 1.5 standard errors; else the baseline wins.
+      baseline by more than chance explains (or than `winner={"margin": 0.01}`); else the baseline
+      wins.
     * The final training trains winner and baseline on the full training set, each with 3 seeds:
       2 × 3 trainings. Each is tested on the test set, which nothing used before. A custom training
       loop has this stage only if `objective.test` names a function, an Optuna objective never.

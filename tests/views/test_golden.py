@@ -149,11 +149,34 @@ def test_a_comparison_reads_as_stored(tmp_path, capsys, check_golden):
 # The result of a study, in each case that is described in another way.
 
 TEST = WINNER["test"]
-BASELINE = {"trial": 0, "baseline": True, "mean": 0.9, "values": [0.91, 0.89], "std": 0.01}
-BEST = {"trial": 1, "mean": 0.95, "values": [0.94, 0.96], "search_value": 0.98, "std": 0.01}
-OTHER = {"trial": 2, "mean": 0.96, "values": [0.95, 0.97], "search_value": 0.97, "std": 0.01}
+BASELINE = {
+    "trial": 0,
+    "baseline": True,
+    "gap": 0.0,
+    "mean": 0.9,
+    "values": [0.91, 0.89],
+    "std": 0.01,
+}
+BEST = {
+    "trial": 1,
+    "gap": 0.0,
+    "mean": 0.95,
+    "values": [0.94, 0.96],
+    "search_value": 0.98,
+    "std": 0.01,
+}
+OTHER = {
+    "trial": 2,
+    "gap": 0.0,
+    "mean": 0.96,
+    "values": [0.95, 0.97],
+    "search_value": 0.97,
+    "std": 0.01,
+}
 UNTESTED = {"winner": OTHER, "candidates": [BASELINE, BEST, OTHER], "seeds": [1, 2]}
 FAILED = BASELINE | {"failed": 1}
+COMPARISON = {"trial": 2, "gain": 0.06, "error": 0.01, "margin": 0.012, "chosen": False, "seeds": 2}
+STOPPED = OTHER | {"search_value": 0.91, "gap": None, "stopped": 3}
 
 
 def change_test(**keys):
@@ -173,7 +196,16 @@ RESULTS = {
     | {"reused": {"re-evaluation": [20, 20], "final-training": [0, 10]}},
     "not tested": UNTESTED | {"untested": "data.test is missing"},
     "another trial than the best of the search": UNTESTED,
-    "the baseline": UNTESTED | {"winner": BASELINE},
+    "better than the baseline": UNTESTED | {"comparison": COMPARISON},
+    "better by the margin of the user": UNTESTED
+    | {"comparison": COMPARISON | {"margin": 0.05, "chosen": True}},
+    "the baseline, within chance": UNTESTED
+    | {"winner": BASELINE, "comparison": COMPARISON | {"margin": 0.07}},
+    "the baseline, within the margin of the user": UNTESTED
+    | {"winner": BASELINE, "comparison": COMPARISON | {"margin": 0.08, "chosen": True}},
+    "a trial that the search had stopped": UNTESTED
+    | {"winner": STOPPED, "candidates": [BASELINE, BEST, STOPPED]},
+    "tested on the networks that it was chosen for": change_test(selected=True),
     "chosen by a rule": UNTESTED | {"winner": BEST, "rule": "max accuracy where parameters <= 9"},
     "the only candidate": UNTESTED | {"winner": BEST, "candidates": [BEST]},
     "the same value with each seed": UNTESTED

@@ -17,6 +17,7 @@ from studyloom.storage.opening import create_study
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.trainer import Training
 from studyloom.views.terminal import describe_winner
+from studyloom.views.words import describe_difference
 from studyloom.winner.candidates import CandidateTrainings
 
 SETTINGS = {"top": 1, "seeds": 2}
@@ -86,21 +87,44 @@ def test_a_larger_budget_reuses_trainings_and_test_of_its_candidates(
     assert repeated.test == replace(result.test, uses=2)
 
 
-def test_a_final_training_that_repeats_the_re_evaluation_is_reused(
-    definition, sqlite_url, tmp_path, trained, monkeypatch
+@pytest.mark.parametrize("retrain", [True, False])
+def test_the_networks_that_were_selected_are_not_tested_unless_asked(
+    definition, sqlite_url, tmp_path, trained, monkeypatch, retrain
 ):
-    stages = stages_of(definition, sqlite_url, tmp_path, 4, **SETTINGS)
+    """Where the final training has the examples of the re-evaluation, it gets other seeds."""
+    settings = SETTINGS | {"margin": 0.0, "retrain": retrain}
+    stages = stages_of(definition, sqlite_url, tmp_path, 4, **settings)
     source = Datasets(train=Drawn(), valid=Drawn())
     own = TrainingData(source, source.train())
     trainings = CandidateTrainings(definition, stages.data, {}, seeds=2)
-    repeats = [replace(trainings, data=data).repeats_reevaluation for data in (TrainingData(), own)]
-    assert [trainings.repeats_reevaluation, *repeats] == [False, True, True]
-    monkeypatch.setattr(CandidateTrainings, "repeats_reevaluation", True)
+    assert not trainings.has_examples_of_reevaluation
+    for data in (TrainingData(), own):
+        assert replace(trainings, data=data).has_examples_of_reevaluation
+    monkeypatch.setattr(CandidateTrainings, "has_examples_of_reevaluation", True)
     work(stages)
     result = evaluate_winner(stages, CountedTest(), ["x"])
-    assert len(trained) == 8, "four in the search, and two candidates on two seeds"
-    assert result.reused["final-training"] == (4, 4)
-    assert stages.final_training.values() == stages.reevaluation.values()
+    assert not result.winner.baseline
+    new_seeds = {*stages.reevaluation.source.new_seeds}
+    if retrain:
+        assert new_seeds.isdisjoint(stages.final_training.source.new_seeds)
+        assert result.reused["final-training"] == (0, 4)
+        assert not result.test.selected
+    else:
+        assert len(trained) == 8, "four in the search, and two candidates on two seeds"
+        assert new_seeds == {*stages.final_training.source.new_seeds}
+        assert result.reused["final-training"] == (4, 4)
+        assert stages.final_training.values() == stages.reevaluation.values()
+        assert result.test.difference.interval is None
+        assert "winner.retrain=true tests others" in describe_difference(result.test)
+
+
+def test_a_baseline_that_wins_is_not_trained_again(definition, sqlite_url, tmp_path, monkeypatch):
+    monkeypatch.setattr(CandidateTrainings, "has_examples_of_reevaluation", True)
+    stages = stages_of(definition, sqlite_url, tmp_path, 4, **SETTINGS, margin=1.0)
+    work(stages)
+    result = evaluate_winner(stages, CountedTest(), ["x"])
+    assert result.winner.baseline
+    assert result.reused["final-training"] == (2, 2)
 
 
 @pytest.mark.chaos

@@ -46,6 +46,7 @@ from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import format_value
 from studyloom.training.checkpoint import load_weights
 from studyloom.views.terminal import describe_winner
+from studyloom.views.words import describe_comparison
 from studyloom.winner import measurement
 from studyloom.winner.assemble_result import is_result_of
 from studyloom.winner.candidates import (
@@ -132,6 +133,7 @@ def test_best_trials_and_baseline_are_re_evaluated_on_the_same_new_folds(
 ):
     stages, _, _ = evaluated
     values = {trial.number: trial.value for trial in stages.search.stored.trials()}
+    values.pop(0)  # the baseline, beside which the two best trials are candidates
     best = sorted(values, key=lambda number: (-values[number], number))[:2]
     assert {*stages.candidates} == {*map(CandidateId, best), CandidateId(0)}
     trainings = stages.reevaluation.source
@@ -429,6 +431,7 @@ def test_the_least_mean_wins_if_less_is_better(forecast):
     stages, result, _ = forecast
     trials = stages.search.stored.trials()
     values = {trial.number: trial.value for trial in trials if trial.value is not None}
+    values.pop(0)  # the baseline, beside which the two best trials are candidates
     best = sorted(values, key=values.get)[:2]
     assert {*stages.candidates} == {*map(CandidateId, best), CandidateId(0)}
     means = {row.trial: row.mean for row in result.candidates}
@@ -566,54 +569,104 @@ def test_the_best_mean_wins_if_none_satisfies_the_rule_on_new_seeds(two):
     assert not reevaluated.satisfies_rule
 
 
+def reevaluate(values, baseline, partial=None, direction="maximize", rule=None, **settings):
+    """Makes a re-evaluation of trial 3 and of the baseline, trial 0, by their new values.
+
+    Args:
+        partial: the values of a baseline with failed trainings, by seed, instead of `baseline`.
+    """
+    objective = ObjectiveValue("value", direction)
+    search = SimpleNamespace(
+        metric="value",
+        sign=objective.sign,
+        objectives=[objective],
+        values_by_name=lambda trial: {"value": 0.5, "parameters": trial},
+    )
+    new_values = {CandidateId(3): [objective.sign * value for value in values]}
+    partial_values = {}
+    if partial is None:
+        new_values[CandidateId(0)] = [objective.sign * value for value in baseline]
+    else:
+        partial_values[CandidateId(0)] = {
+            seed: objective.sign * value for seed, value in partial.items()
+        }
+    candidates = {
+        CandidateId(number): CandidateSource(
+            number, None, is_baseline=number == 0, final_value=objective.sign * searched
+        )
+        for number, searched in ((0, 0.94), (3, 0.96))
+    }
+    costs = [objective, ObjectiveValue("parameters", "minimize")]
+    parsed_rule = Rule(objective) if rule is None else Rule.parse(rule, costs)
+    return Reevaluated(
+        search,
+        parsed_rule,
+        candidates,
+        new_values,
+        partial_values,
+        searched_values=[objective.sign * value for value in (0.96, 0.95, 0.93, 0.9, 0.8)],
+        **settings,
+    )
+
+
 @pytest.mark.parametrize(
     ("values", "baseline", "wins"),
     [
         ([0.94, 0.95, 0.96], [0.90, 0.91, 0.92], True),
-        ([0.94, 0.95, 0.96], [0.93, 0.94, 0.95], False),  # 1.2 standard errors
+        ([0.94, 0.96, 0.95], [0.90, 0.95, 0.97], False),
+        # All seeds agree on the difference, although each seed has another value.
+        ([0.94, 0.95, 0.96], [0.93, 0.94, 0.95], True),
         ([0.9501] * 3, [0.95] * 3, True),  # no seed makes a difference
-        ([0.96], [0.95], True),  # the spread of a single seed is unknown
+        ([0.955], [0.95], False),  # the search, which stands in for a second seed, has 0.02
     ],
 )
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
 def test_the_baseline_wins_unless_another_is_better_by_the_margin(
     values, baseline, wins, direction
 ):
-    objective = ObjectiveValue("value", direction)
-    search = SimpleNamespace(
-        metric="value", sign=objective.sign, objectives=[objective], values_by_name=lambda trial: {}
-    )
-    new_values = {
-        CandidateId(3): [objective.sign * value for value in values],
-        CandidateId(0): [objective.sign * value for value in baseline],
-    }
-    candidates = {
-        CandidateId(number): CandidateSource(None, None, is_baseline=number == 0)
-        for number in (0, 3)
-    }
-    reevaluated = Reevaluated(search, Rule(objective), candidates, new_values)
+    reevaluated = reevaluate(values, baseline, direction=direction)
     assert reevaluated.winner == CandidateId(3 if wins else 0)
+
+
+@pytest.mark.parametrize("rule", [None, "max value where parameters < 9"])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_margin_is_in_units_of_the_metric_for_any_seeds_and_rule(rule, seeds):
+    values, baseline = [0.94, 0.96, 0.95][:seeds], [0.90, 0.95, 0.96][:seeds]
+    gain = sum(values) / seeds - sum(baseline) / seeds
+    for margin, winner in ((0.0, 3), (0.9 * gain, 3), (1.1 * gain, 0)):
+        reevaluated = reevaluate(values, baseline, rule=rule, margin=margin)
+        assert reevaluated.winner == CandidateId(winner)
+        assert reevaluated.comparison.margin == margin
+
+
+def test_a_rule_that_ranks_by_a_cost_has_no_margin():
+    """A cost is known, so chance does not decide."""
+    reevaluated = reevaluate([0.9], [0.95], rule="min parameters where value > 0.5", margin=1.0)
+    assert reevaluated.comparison is None
+    assert reevaluated.winner == CandidateId(0), "the baseline has fewest parameters here"
+
+
+def test_a_decision_for_the_baseline_is_said_in_numbers():
+    comparison = reevaluate([0.94, 0.96, 0.95], [0.90, 0.95, 0.97]).comparison
+    sentence = describe_comparison(comparison)
+    assert sentence.startswith("the default configuration, since trial 3 beat it by only 0.0100 ± ")
+    assert " (standard error) on 3 new seeds, and chance explains at most 0.0" in sentence
+    assert sentence.endswith("; winner.margin=0 takes trial 3")
+    won = describe_comparison(replace(comparison, margin=0.005, chosen=True))
+    assert won.startswith("since it beat the baseline by 0.0100 ± ")
+    assert won.endswith(", and winner.margin is 0.0050")
+    worse = replace(comparison, gain=-0.01)
+    assert describe_comparison(worse).endswith("since no trial beat it on 3 new seeds")
 
 
 @pytest.mark.parametrize(
     ("partial", "wins"),
     [
-        ({0: 1.061, 2: 1.099}, False),  # it is better on both of its seeds
-        ({1: 1.19}, True),
+        ({0: 1.161, 2: 1.199}, False),  # the gain is 0.0135 on these two seeds
+        ({1: 1.11}, True),  # 0.0485 on this one
         ({}, True),  # nothing to compare with
     ],
 )
 def test_a_baseline_with_a_failed_training_is_compared_on_its_other_seeds(partial, wins):
-    objective = ObjectiveValue("loss", "minimize")
-    search = SimpleNamespace(
-        metric="loss", sign=-1, objectives=[objective], values_by_name=lambda trial: {"loss": 1.0}
-    )
-    candidates = {
-        CandidateId(number): CandidateSource(None, None, is_baseline=number == 0)
-        for number in (0, 1)
-    }
-    values = {CandidateId(1): [1.1745, 1.1585, 1.2125]}
-    reevaluated = Reevaluated(
-        search, Rule(objective), candidates, values, {CandidateId(0): partial}
-    )
-    assert reevaluated.winner == CandidateId(1 if wins else 0)
+    reevaluated = reevaluate([1.1745, 1.1585, 1.2125], None, partial, margin=0.04)
+    assert reevaluated.winner == CandidateId(3 if wins else 0)

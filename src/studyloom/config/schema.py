@@ -130,6 +130,8 @@ class WinnerSection:
     top: int = key(3, "how many of the best trials are re-evaluated")
     seeds: int = key(3, "number of new seeds in re-evaluation and final training")
     rule: str | None = key(None, 'the best, such as "max accuracy where parameters < 50_000"')
+    margin: float | None = key(None, "the gain over the baseline that wins; null: beyond chance")
+    retrain: bool = key(True, "false: tests the re-evaluated networks of loops and data.valid")
     ablation: bool = key(False, "true: trains the winner without each of its changes, see `ablate`")
     simple_margin: float | None = key(None, "the loss winner.simple.yaml may have; null: its error")
 
@@ -252,6 +254,7 @@ RANGES: dict[Range, tuple[str, ...]] = {
         "storage.deadline",
         "cost.per_hour",
         "checkpoints.interval",
+        "winner.margin",
     ),
     Range("from 0 to 1", 0, 1): ("study.proposal_share",),
     Range("a positive number", math.ulp(0.0)): (

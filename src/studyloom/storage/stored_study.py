@@ -241,7 +241,11 @@ class StoredStudy:
 
     def feasible(self) -> list[FrozenTrial]:
         """Returns the complete trials that break no constraint, by number."""
-        return [trial for trial in self.trials() if _is_feasible(trial)]
+        trials = []
+        for trial in self.trials():
+            if trial.state == TrialState.COMPLETE and keeps_constraints(trial):
+                trials.append(trial)
+        return trials
 
     def costs(self, trial: FrozenTrial) -> tuple[float, ...]:
         """Returns the values of a complete trial, with signs such that less of each is better."""
@@ -371,7 +375,9 @@ class StoredStudy:
         except ConfigError:  # another program has stored a text that is no rule
             return self.default_rule()
 
-    def ranked(self, rule: Rule | None = None) -> list[FrozenTrial]:
+    def ranked(
+        self, rule: Rule | None = None, trials: Sequence[FrozenTrial] | None = None
+    ) -> list[FrozenTrial]:
         """Returns the feasible trials that satisfy a rule, the best first.
 
         Among trials that the rule ranks alike, the one that is better in the other values comes
@@ -379,12 +385,15 @@ class StoredStudy:
 
         Args:
             rule: The rule; None for the rule of the study.
+            trials: The trials to rank, all complete; None for the feasible ones.
         """
         if rule is None:
             rule = self.rule()
+        if trials is None:
+            trials = self.feasible()
         satisfying_trials = []
         sort_keys = {}  # by the number of the trial
-        for trial in self.feasible():
+        for trial in trials:
             values = self.values_by_name(trial)
             if rule.holds(values):
                 satisfying_trials.append(trial)
@@ -392,10 +401,8 @@ class StoredStudy:
         return sorted(satisfying_trials, key=lambda trial: sort_keys[trial.number])
 
 
-def _is_feasible(trial: FrozenTrial) -> bool:
-    """Returns whether a trial is complete and breaks no constraint."""
-    if trial.state != TrialState.COMPLETE:
-        return False
+def keeps_constraints(trial: FrozenTrial) -> bool:
+    """Returns whether a trial breaks no constraint."""
     constraints = trial.constraints or {}
     return all(value <= 0 for value in constraints.values())  # a broken one is above 0
 

@@ -305,7 +305,7 @@ def _make_candidate_table(result: Result) -> PageTable:
         costs = [f"{name} {words.format_number(cost)}" for name, cost in candidate.costs.items()]
         row = (
             candidate.trial,
-            words.format_number(candidate.search_value),
+            words.describe_search_value(candidate),
             reevaluation,
             words.format_number(candidate.gap, "+"),
             role,

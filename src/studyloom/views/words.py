@@ -16,7 +16,6 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from studyloom.metrics import METRICS, ObjectiveValue
-from studyloom.space.rule import Rule
 from studyloom.storage.stored_study import StoredStudy, value_of
 from studyloom.storage.trial_record import INTERRUPTED, TrialRecord, shown_state
 from studyloom.text import (
@@ -35,6 +34,7 @@ from studyloom.winner.result import (
     Ablation,
     AblationRow,
     Candidate,
+    Comparison,
     DataFacts,
     InputPrediction,
     Result,
@@ -53,6 +53,10 @@ NOUNS = {"Image": "images", "Sound": "recordings"}  # by the transform that make
 MOST_PRINTED = 100  # numbers of a predicted map that are printed
 MOST_CLASSES = 3  # classes of a larger map that are printed
 NO_INTERVAL = "no interval: it needs three seeds that differ"
+SELECTED_NETWORKS = (
+    "no interval: the winner was chosen by the values of these networks; winner.retrain=true tests "
+    "others"
+)
 FOLLOW_SEED = (
     "if the training sets its seed itself, let it use the trial's: run.seed in a loop, {seed} "
     "in a command, objective.seed of a Hydra application"
@@ -595,6 +599,14 @@ def _compare_with_baseline(test: Scores, metric: str) -> str:
     return text
 
 
+def describe_search_value(candidate: Candidate) -> str:
+    """Formats the value of a candidate in the search, with the epoch at which it was stopped."""
+    value = format_number(candidate.search_value)
+    if candidate.stopped is None:
+        return value
+    return f"{value} at epoch {candidate.stopped}"
+
+
 def list_facts(result: Result, *, with_uncertainty: bool = True) -> Iterator[Fact]:
     """Yields the winner, then what it is compared with, and notes without a label.
 
@@ -623,7 +635,8 @@ def _list_untested(result: Result) -> Iterator[Fact]:
     for candidate in result.candidates:
         if candidate.baseline and candidate.reevaluation and candidate != winner:
             yield Fact("baseline", format_mean(candidate.reevaluation))
-    yield Fact("selection gap", format_value(winner.gap or 0.0, "+"))
+    if winner.gap is not None:
+        yield Fact("selection gap", format_value(winner.gap, "+"))
     yield from _summarize_ablation(result)
     spread = explain_spread(reevaluation)
     if result.is_of_loop and reevaluation.is_same_for_all_seeds:
@@ -645,9 +658,9 @@ def _list_tested(result: Result, test: Scores, *, with_uncertainty: bool) -> Ite
         yield Fact("difference", describe_difference(test))
     for rule, value in test.references.items():
         yield Fact(rule, format_value(value))
-    if winner.reevaluation is not None:
+    if winner.reevaluation is not None and winner.gap is not None:
         mean = f"{format_mean(winner.reevaluation)} {describe_new_seeds(test)}"
-        yield Fact("selection gap", format_value(winner.gap or 0.0, "+"), mean)
+        yield Fact("selection gap", format_value(winner.gap, "+"), mean)
     yield from _summarize_ablation(result)
     if with_uncertainty:
         yield from _list_notes(*explain_uncertainty(test))
@@ -736,19 +749,17 @@ def explain_choice(result: Result) -> str:
 def _explain_comparison(result: Result) -> str:
     """Says why the winner was preferred to the other candidates.
 
-    The cases, of which the first that fits is said: there is nothing to compare; the baseline won
-    though trainings of it failed; only the winner has a value on each seed; the winner has the best
-    mean; the baseline won by the default rule, since the best mean may be chance; another rule.
+    The cases, of which the first that fits is said: there is nothing to compare; the best candidate
+    was compared with the baseline; only the winner has a value on each seed; the winner has the
+    best mean; another rule.
     """
     winner = result.winner
     sign = result.metric.sign
     if winner.mean is None or len(result.candidates) == 1:
         return "the only candidate"
+    if result.comparison is not None:
+        return describe_comparison(result.comparison)
     seeds = plural(len(winner.values), "new seed")
-    has_failed_trainings = winner.failed > 0
-    if winner.baseline and has_failed_trainings:
-        # With failed trainings, it wins only if chance may explain what the best candidate gains.
-        return f"since no candidate beats it by more than chance explains, on {seeds}"
     other_means = []  # of the other candidates that have a value on each seed
     for candidate in result.candidates:
         if candidate != winner and candidate.mean is not None and not candidate.failed:
@@ -757,11 +768,32 @@ def _explain_comparison(result: Result) -> str:
         return f"the only candidate with values on all of {seeds}"
     if all(sign * winner.mean >= sign * mean for mean in other_means):
         return f"since it had the best mean on {seeds}"
-    default_rule = str(Rule(result.metric))  # such as "max accuracy"
-    if winner.baseline and result.rule == default_rule:
-        reason = "since the best mean beats the baseline by no more than chance explains,"
-        return f"{reason} on {seeds}"
     return f"by {result.rule}, on {seeds}"
+
+
+def describe_comparison(comparison: Comparison) -> str:
+    """Says by how much the best candidate beat the baseline on new seeds, and if that is enough.
+
+    Examples are "since it beat the baseline by 0.0600 ± 0.0040 (standard error) on 3 new seeds, and
+    chance explains at most 0.0061" and "the default configuration, since trial 17 beat it by only
+    0.0040 ± 0.0030 …; winner.margin=0 takes trial 17".
+    """
+    seeds = plural(comparison.seeds, "new seed")
+    trial = f"trial {comparison.trial}"
+    if comparison.gain <= 0:
+        return f"the default configuration, since no trial beat it on {seeds}"
+    gain = format_value(comparison.gain)
+    if comparison.error > 0:
+        gain += f" ± {format_error(comparison.error, gain)} (standard error)"
+    margin = ""
+    if comparison.chosen:
+        margin = f", and winner.margin is {format_value(comparison.margin)}"
+    elif comparison.margin > 0:
+        margin = f", and chance explains at most {format_value(comparison.margin)}"
+    if comparison.is_won:
+        return f"since it beat the baseline by {gain} on {seeds}{margin}"
+    reason = f"the default configuration, since {trial} beat it by only {gain} on {seeds}{margin}"
+    return f"{reason}; winner.margin=0 takes {trial}"
 
 
 def describe_failures(candidate: Candidate) -> str:
@@ -828,6 +860,8 @@ def describe_difference(test: Scores, *, with_cover: bool = True) -> str:
     if difference is None:
         return ""
     mean = format_value(difference.mean, "+")
+    if test.selected:
+        return f"{mean}, {SELECTED_NETWORKS}"
     if difference.interval is None:
         if len(difference.values) > 1:
             return f"{mean}, {NO_INTERVAL}"

@@ -100,6 +100,7 @@ def evaluate_winner(
         metric=search.objectives[0],
         rule=str(evaluation.rule),
         keeps=reevaluated.satisfies_rule,
+        comparison=reevaluated.comparison,
         ablation=evaluation.ablation,
         command=tuple(command),
     )
@@ -190,13 +191,16 @@ def describe_candidate(
         search_value=search_value,
         costs=costs,
         baseline=source.is_baseline,
+        stopped=source.stopped,
     )
     new_values = list(reevaluated.values_by_seed(candidate_id).values())
     if reevaluated.values is not None:
         candidate = replace(candidate, failed=reevaluated.seeds - len(new_values))
     if new_values:
         summary = summarize(new_values, bounds)
-        selection_gap = difference(search.sign * search_value, search.sign * summary.mean)
+        selection_gap = None
+        if source.stopped is None:
+            selection_gap = difference(search.sign * search_value, search.sign * summary.mean)
         candidate = replace(
             candidate,
             values=summary.values,
@@ -212,7 +216,8 @@ def is_result_of(result: Result, evaluation: Evaluation) -> bool:
     """Returns whether a result is up to date: a command then need not make it again.
 
     Compares the last stage, whose name contains budget and rule, the candidates with their values
-    on new seeds, and the class of a loop's network, which the user may have named meanwhile.
+    on new seeds, how the winner was chosen, and the class of a loop's network, which the user may
+    have named meanwhile.
     """
     study = evaluation.study
     reevaluated = evaluation.reevaluated
@@ -229,6 +234,8 @@ def is_result_of(result: Result, evaluation: Evaluation) -> bool:
         new_values = reevaluated.values_by_seed(CandidateId(candidate.trial)).values()
         if list(candidate.values) != list(new_values):
             return False
+    if result.comparison != reevaluated.comparison:  # `winner.margin` was changed
+        return False
     network = value_at(study.definition.config, "objective.network")
     return network is None or network == result.read_network(study.run_dir)
 

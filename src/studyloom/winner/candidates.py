@@ -1,14 +1,18 @@
 """The candidates for the winner: chosen from a search, and trained with new seeds.
 
-A *candidate* is one of the best trials of the search, or the baseline. An ablation adds copies of
-the winner with some hyperparameters put back to their defaults. A `CandidateId` identifies each of
-them, also in the database. A *training* is a candidate with the number of a new seed; the trials of
-the stages after the search are such trainings.
+A *candidate* is one of the best trials of the search, or the baseline. Under ASHA few trials train
+to the end. So a trial that ASHA has ended at a rung may be a candidate too, by the value that it
+would probably have had at the end: the re-evaluation trains it with all epochs.
+
+An ablation adds copies of the winner with some hyperparameters put back to their defaults. A
+`CandidateId` identifies each of them, also in the database. A *training* is a candidate with the
+number of a new seed; the trials of the stages after the search are such trainings.
 
 Every choice is a pure function of the stored trials, so that each process comes to the same one.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,10 +21,11 @@ from typing import Any, NamedTuple
 
 import torch
 from optuna.pruners import BasePruner, NopPruner
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
+from studyloom.decisions.extrapolation import extrapolate
 from studyloom.decisions.samplers import GridSampler, SamplerContext
 from studyloom.definition.definition import FIRST_ATTEMPT, Definition
 from studyloom.objectives.objective import Attempt, Objective, StoredObjective
@@ -28,7 +33,7 @@ from studyloom.seeds import derive
 from studyloom.space.language import parse_space
 from studyloom.space.rule import Cost, Rule
 from studyloom.space.tree import Configuration, Params, Space
-from studyloom.storage.stored_study import StoredStudy
+from studyloom.storage.stored_study import StoredStudy, keeps_constraints
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.job import Job
@@ -72,56 +77,98 @@ class CandidateSource:
     """A candidate for the winner: its trial, and the configuration to train.
 
     Args:
+        trial: the trial as it is stored.
         configuration: its hyperparameters.
         may_win: whether it may win; a baseline that is not may still be compared with the winner.
+        final_value: its value in the search at the end of its training, see `rank_trials`.
     """
 
     trial: FrozenTrial
     configuration: Configuration
     is_baseline: bool = False
     may_win: bool = True
+    final_value: float = math.nan
+
+    @property
+    def stopped(self) -> int | None:
+        """The epoch at which the search has stopped the trial; None for a complete one."""
+        if self.trial.state == TrialState.COMPLETE:
+            return None
+        return self.trial.last_step
 
     @property
     def recorded_values(self) -> Sequence[float]:
-        """The values of the trial's epochs in the search."""
+        """The values of the trial's epochs in the search; empty if it was stopped."""
+        if self.stopped is not None:
+            return []
         return TrialRecord(self.trial).columns.get("value", [])
 
 
 Candidates = Mapping[CandidateId, CandidateSource]
 
 
+def rank_trials(search: StoredStudy, rule: Rule, budget: int) -> list[FrozenTrial]:
+    """Returns the trials that may win, the best first, each with its value at the end of training.
+
+    A trial that ASHA has ended at a rung gets the value that samplers see, see `extrapolate`. With
+    several objectives only complete trials are returned.
+
+    Args:
+        rule: the rule that a trial must satisfy to win.
+        budget: the number of trials of this command; the study may have a larger one.
+    """
+    trials = search.feasible()
+    ended_at_rung = {trial.number for trial in search.trials() if _is_ended_at_rung(trial)}
+    has_one_objective = len(search.objectives) == 1
+    if ended_at_rung and has_one_objective:
+        for trial in extrapolate(search.trials(), search.optuna.directions):
+            if trial.number in ended_at_rung and trial.state == TrialState.COMPLETE:
+                trials.append(trial)
+    trials_within_budget = [trial for trial in trials if _is_within_budget(trial, budget)]
+    return search.ranked(rule, trials_within_budget)
+
+
+def _is_ended_at_rung(trial: FrozenTrial) -> bool:
+    """Returns whether ASHA has ended a trial at a rung, and the trial breaks no constraint."""
+    record = TrialRecord(trial)
+    return record.outcome == "pruned" and bool(record.rungs) and keeps_constraints(trial)
+
+
 def choose_candidates(
-    definition: Definition, search: StoredStudy, rule: Rule, trials: int, top: int
+    definition: Definition, search: StoredStudy, ranked_trials: Sequence[FrozenTrial], top: int
 ) -> Candidates:
     """Chooses the best trials of a search, and the baseline even if it cannot win.
 
     Args:
-        trials: the budget of this command; the study may have trials of a larger one.
-        top: how many of the best trials are chosen.
+        ranked_trials: the trials that may win, the best first, see `rank_trials`.
+        top: how many trials are chosen beside the baseline.
 
     Returns:
         The candidates, by the number of their trial.
     """
-    ranked_trials = []  # those that may win, the best first
-    for trial in search.ranked(rule):
-        if _is_within_budget(trial, trials):
-            ranked_trials.append(trial)
     if not ranked_trials:
         return {}
-    baselines = [trial for trial in search.feasible() if TrialRecord(trial).is_baseline]
+    stored_trials = {trial.number: trial for trial in search.trials()}
+    final_values = {trial.number: trial.values[0] for trial in ranked_trials}
     baseline_number = None
-    if baselines:
-        baseline_number = baselines[0].number
+    for trial in search.feasible():
+        if TrialRecord(trial).is_baseline:
+            baseline_number = trial.number
+            break
 
-    chosen_trials = {trial.number: trial for trial in (*ranked_trials[:top], *baselines)}
-    numbers_that_may_win = {trial.number for trial in ranked_trials}
+    others = [trial.number for trial in ranked_trials if trial.number != baseline_number]
+    chosen_numbers = others[:top]
+    if baseline_number is not None:
+        chosen_numbers.append(baseline_number)
     candidates = {}
-    for number, trial in sorted(chosen_trials.items()):
+    for number in sorted(chosen_numbers):
+        trial = stored_trials[number]
         candidates[CandidateId(number)] = CandidateSource(
             trial,
             _make_configuration(trial, definition),
             is_baseline=number == baseline_number,
-            may_win=number in numbers_that_may_win,
+            may_win=number in final_values,
+            final_value=final_values.get(number, trial.values[0]),
         )
     return candidates
 
@@ -140,7 +187,8 @@ def _make_configuration(trial: FrozenTrial, definition: Definition) -> Configura
 
     If early stopping chose the number of epochs, re-evaluation and final training repeat that
     number: it is a choice like a hyperparameter, and a final training has no validation set to
-    choose by. The learning rate schedule remains that of all epochs.
+    choose by. The learning rate schedule remains that of all epochs. A trial that the search has
+    stopped has not come to choose: it trains all epochs.
     """
     configuration = definition.space.make_configuration(trial.params)
     if not definition.trains_networks:
@@ -149,7 +197,9 @@ def _make_configuration(trial: FrozenTrial, definition: Definition) -> Configura
     stops_early = train.patience is not None or train.weights != "last"
     if not stops_early:
         return configuration
-    epoch = find_kept_epoch(TrialRecord(trial).columns, train.weights, definition.metric.sign)
+    epoch = None
+    if trial.state == TrialState.COMPLETE:
+        epoch = find_kept_epoch(TrialRecord(trial).columns, train.weights, definition.metric.sign)
     pinned_values = {"train.until": epoch, "train.patience": None, "train.weights": "last"}
     return replace(configuration, values=configuration.values | pinned_values)
 
@@ -241,6 +291,7 @@ class CandidateTrainings:
         candidates: the configurations to train.
         seeds: the number of seeds for each candidate.
         trains_on_all: whether to train on all training data, as final trainings do.
+        has_final_seeds: whether the new seeds are others than those of the re-evaluation.
         find_earlier: finds the trainings of other stages that this one reuses.
     """
 
@@ -249,6 +300,7 @@ class CandidateTrainings:
     candidates: Mapping[CandidateId, Configuration]
     seeds: int
     trains_on_all: bool = False
+    has_final_seeds: bool = False
     find_earlier: Callable[[], Mapping[Training, EarlierTraining]] = dict
     baseline: Configuration | None = None
 
@@ -292,6 +344,8 @@ class CandidateTrainings:
 
         A seed of the search is derived from fewer numbers, and so is another one.
         """
+        if self.has_final_seeds:
+            return derive(self.seed, number, 2, 0)  # with 1 instead of 2 it is that of a worker
         return derive(self.seed, number, 0, 0)
 
     @property
@@ -315,8 +369,8 @@ class CandidateTrainings:
         return self.definition.make_new_fold(self.data, seed)
 
     @property
-    def repeats_reevaluation(self) -> bool:
-        """Returns whether final trainings would have the seeds and examples of the re-evaluation.
+    def has_examples_of_reevaluation(self) -> bool:
+        """Returns whether final trainings have the training examples of the re-evaluation.
 
         This is so if a loop loads its data itself, or if there is a separate validation set.
         """

@@ -6,9 +6,11 @@ four steps, each computed from what the ones before have stored:
 1. The candidates are chosen: the best few trials of the search, and the baseline to compare with.
 2. In the re-evaluation, each candidate is trained on the same new seeds and validation sets. The
    drop from the value in the search to the mean on new seeds is the selection gap. The candidate
-   with the best mean wins; if there is a rule, among those that satisfy it. With `winner.ablation`
-   the winner is also trained without each of its changes to the default configuration.
-3. In the final training, winner and baseline are trained on the full training set.
+   with the best mean wins, among those that satisfy the rule, if it beats the baseline by more than
+   the margin. With `winner.ablation` the winner is also trained without each of its changes to the
+   default configuration.
+3. In the final training, winner and baseline are trained on the full training set. If this is the
+   one of the re-evaluation too, they get further seeds: the winner was chosen for its networks.
 4. The test measures both, once, on the test set.
 
 `read_evaluation` reads all of it from the database each time, so that every process comes to the
@@ -22,8 +24,15 @@ from studyloom.decisions.early_end import decide_early_end
 from studyloom.definition.definition import Definition
 from studyloom.space.rule import Rule
 from studyloom.space.tree import Configuration
+from studyloom.storage.trial_record import TrialRecord
 from studyloom.winner.ablation import Defaults, Losses, Names
-from studyloom.winner.candidates import CandidateId, Candidates, choose_candidates
+from studyloom.winner.candidates import (
+    CandidateId,
+    Candidates,
+    Training,
+    choose_candidates,
+    rank_trials,
+)
 from studyloom.winner.reevaluation import Reevaluated
 from studyloom.winner.result import Ablation
 from studyloom.winner.stages import (
@@ -166,9 +175,8 @@ def read_evaluation(study: OpenStudy) -> Evaluation:
     definition = study.definition
     rule = definition.rule or study.stored.default_rule()
     evaluation.rule = rule
-    candidates = choose_candidates(
-        definition, study.stored, rule, study.search.trials, settings.top
-    )
+    ranked_trials = rank_trials(study.stored, rule, study.search.trials)
+    candidates = choose_candidates(definition, study.stored, ranked_trials, settings.top)
     evaluation.candidates = candidates
     if not settings.enabled or not candidates:
         return evaluation
@@ -177,7 +185,18 @@ def read_evaluation(study: OpenStudy) -> Evaluation:
 
     # The re-evaluation, which a single candidate that will be tested does not need
     stage = None
-    reevaluated = Reevaluated(study.stored, rule, candidates, values=None)
+    searched_values = []
+    for trial in ranked_trials:
+        if not TrialRecord(trial).is_baseline:
+            searched_values.append(trial.values[0])
+    reevaluated = Reevaluated(
+        study.stored,
+        rule,
+        candidates,
+        values=None,
+        searched_values=searched_values,
+        margin=settings.margin,
+    )
     if not definition.tested or len(candidates) > 1 or needs_ablation:
         stage = evaluation.enter(planner.plan_reevaluation(candidates))
         if stage is None:
@@ -198,12 +217,33 @@ def read_evaluation(study: OpenStudy) -> Evaluation:
     # The final training; without a test the networks of the re-evaluation are the last ones
     if definition.tested:
         configurations = choose_final_configurations(evaluation, planner, reevaluated)
-        stage = evaluation.enter(planner.plan_final_training(candidates, configurations))
+        plan = planner.plan_final_training(
+            configurations,
+            find_recorded_values(candidates, stage),
+            needs_new_seeds=reevaluated.winner_was_selected and settings.retrain,
+        )
+        stage = evaluation.enter(plan)
         if stage is None:
             return evaluation
         evaluation.test = stage.find_test(study.stored)
     evaluation.trained_stage = stage
     return evaluation
+
+
+def find_recorded_values(
+    candidates: Candidates, reevaluation: CandidateStage | None
+) -> dict[CandidateId, Sequence[float]]:
+    """Finds the value of each epoch of an earlier training of each candidate.
+
+    It is the trial in the search, or the first training of the re-evaluation if the search has
+    stopped the trial.
+    """
+    recorded_values = {}
+    for candidate_id, source in candidates.items():
+        recorded_values[candidate_id] = source.recorded_values
+        if source.stopped is not None and reevaluation is not None:
+            recorded_values[candidate_id] = reevaluation.curve(Training(candidate_id, 0))
+    return recorded_values
 
 
 def read_ablation(evaluation: Evaluation, planner: StagePlanner, reevaluated: Reevaluated) -> None:

@@ -16,7 +16,7 @@ import torch
 from studyloom.config.values import describe_error
 from studyloom.data.examples import Part
 from studyloom.errors import NoWinner, UndefinedMetric
-from studyloom.metrics import METRICS, Metric
+from studyloom.metrics import METRICS
 from studyloom.objectives.user_functions import find_network_name, select_weights
 from studyloom.storage.ledger import Store
 from studyloom.winner.candidates import CandidateId, CandidateTrainings, Training
@@ -199,7 +199,7 @@ def measure_loops(
     for candidate, kept_states in states.items():
         results[candidate] = call_test_function(trainings, candidate, kept_states, test_set)
         values[candidate] = [result[metric.name] for result in results[candidate]]
-    scores = compare_with_others(reevaluated, values, metric)
+    scores = compare_with_others(trainings, reevaluated, values)
 
     # For the report, the winner's network is run on the test set too, if the config says what makes
     # it. Without that, or if it fails with a warning, the result has only the values that the test
@@ -275,26 +275,34 @@ def warning_of_errors() -> Iterator[None]:
 
 
 def compare_with_others(
+    trainings: CandidateTrainings,
     reevaluated: Reevaluated,
     values: Mapping[CandidateId, Sequence[float]],
-    metric: Metric,
     sampled: Mapping[CandidateId, Sampled] | None = None,
 ) -> Scores:
     """Compares the winner with the baseline, and with the simple configuration if it was trained.
 
+    If the winner was chosen for these networks, chance has favored them, on the test set too. The
+    difference to the baseline has no interval then: it would not contain the truth often enough.
+
     Args:
+        trainings: the final trainings.
         values: a value on the test set for each seed of each candidate.
-        metric: the metric of these values.
         sampled: the values on single examples or resamples, see `resample`.
     """
+    bounds = trainings.definition.metric.bounds
     winner = reevaluated.winner
     baseline = reevaluated.baseline
-    scores = compare(values, winner, baseline, sampled, metric.bounds)
+    scores = compare(values, winner, baseline, sampled, bounds)
+    has_selected_networks = trainings.has_examples_of_reevaluation and not trainings.has_final_seeds
+    if has_selected_networks and reevaluated.winner_was_selected and scores.difference is not None:
+        difference = replace(scores.difference, interval=None)
+        scores = replace(scores, difference=difference, selected=True)
     simple = next((key for key in values if key not in (winner, baseline)), None)
     if simple is None:
         return scores
     # `compare` calls the candidate that the winner is compared with its baseline.
-    comparison_with_simple = compare(values, winner, simple, sampled, metric.bounds)
+    comparison_with_simple = compare(values, winner, simple, sampled, bounds)
     return replace(scores, simple=comparison_with_simple.baseline)
 
 
@@ -341,7 +349,7 @@ def measure_networks(
             network = make_network(job, states[winner][0], test_set)
             measured = MeasuredNetwork(job, network, metric, first_outputs, test_set)
             described = describe_predictions(measured, explain)
-    scores = compare_with_others(reevaluated, values, metric, sampled)
+    scores = compare_with_others(trainings, reevaluated, values, sampled)
     seeds = [trainings.job(winner, seed).seed for seed in range(trainings.seeds)]
     return Tested(
         test=replace(scores, examples=len(test_set), references=references),

@@ -3,20 +3,17 @@
 The choice is a pure function of the stored trials, so that each process comes to the same one.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from studyloom.averages import mean, standard_deviation
+from studyloom.averages import mean
 from studyloom.space.rule import Rule
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.winner.candidates import CandidateId, Candidates
+from studyloom.winner.margin import CandidateValues, estimate_margin
+from studyloom.winner.result import Comparison
 from studyloom.winner.statistics import difference
-
-# Standard errors of the difference. Without a margin 15% of winners are truly worse than the
-# baseline, with it 2%, and a fiftieth of the gain is lost (`bench.py honesty`).
-MARGIN = 1.5
 
 
 @dataclass(frozen=True)
@@ -28,6 +25,9 @@ class Reevaluated:
             without a re-evaluation, which a single candidate that will be tested does not need.
         partial_values: the other candidates, each with the values that it has, by the number of
             the seed.
+        searched_values: the values in the search of all trials that may win but the baseline.
+        margin: the gain that a candidate needs to win over the baseline; None to estimate which
+            gain chance may explain.
     """
 
     search: StoredStudy
@@ -35,6 +35,8 @@ class Reevaluated:
     candidates: Candidates
     values: Mapping[CandidateId, Sequence[float]] | None
     partial_values: Mapping[CandidateId, Mapping[int, float]] = field(default_factory=dict)
+    searched_values: Sequence[float] = ()
+    margin: float | None = None
 
     @property
     def seeds(self) -> int:
@@ -72,61 +74,94 @@ class Reevaluated:
                 return candidate_id
         return None
 
-    @cached_property
+    @property
     def winner(self) -> CandidateId:
+        """The best candidate, or the baseline if the gain of the best is within the margin."""
+        baseline = self.baseline
+        comparison = self.comparison
+        if baseline is None or comparison is None or comparison.is_won:
+            return self.best
+        return baseline
+
+    @property
+    def winner_was_selected(self) -> bool:
+        """Returns whether the winner was chosen for its values on new seeds.
+
+        Its networks of these seeds are better than those of other seeds then, on average.
+        """
+        is_only_candidate = len(self.candidates) == 1
+        return not is_only_candidate and self.winner != self.baseline
+
+    @cached_property
+    def best(self) -> CandidateId:
         """The eligible candidate that is best on new seeds; the lower number wins a tie.
 
-        Candidates that satisfy the rule come first. The baseline wins instead of the best candidate
-        if chance may explain the difference between them.
+        Candidates that satisfy the rule come first.
         """
-        values_of_candidates = {}
-        satisfying = []  # the candidates that satisfy the rule
-        for candidate_id in self.eligible:
-            values = self.values_by_name(candidate_id)
-            values_of_candidates[candidate_id] = values
-            if self.rule.holds(values):
-                satisfying.append(candidate_id)
+        satisfying = [candidate for candidate in self.eligible if self._satisfies_rule(candidate)]
         metric = self.search.metric
-        sign = self.search.sign  # 1 if more of the metric is better, else -1
 
         def rank(candidate_id: CandidateId) -> tuple[float, float, int]:
-            values = values_of_candidates[candidate_id]
+            values = self.values_by_name(candidate_id)
+            rank_by_rule = 0.0
             if satisfying:
                 rank_by_rule = self.rule.rank(values)
-            else:
-                rank_by_rule = 0.0
-            return rank_by_rule, -sign * values[metric], candidate_id.trial
+            return rank_by_rule, -self.search.sign * values[metric], candidate_id.trial
 
-        best = min(satisfying or self.eligible, key=rank)
-        baseline = self.baseline
-        if baseline is not None and self._is_within_chance(best, baseline):
-            return baseline
-        return best
+        return min(satisfying or self.eligible, key=rank)
 
-    def _is_within_chance(self, candidate_id: CandidateId, baseline: CandidateId) -> bool:
-        """Returns whether chance may explain that a candidate is better than the baseline.
+    @cached_property
+    def comparison(self) -> Comparison | None:
+        """The best candidate compared with the baseline, on the seeds for which that has values.
 
-        It may if the gain is at most MARGIN standard errors, on the seeds for which the baseline
-        has values. Returns False if the two are not compared: without a re-evaluation, with a rule,
-        or if the baseline may not win or has no values on new seeds.
+        None if the two are not compared: without a re-evaluation or a baseline, if the baseline may
+        not win, has no values on new seeds or is the best candidate itself, or if the rule ranks by
+        a cost, in which there is no chance.
         """
-        has_rule = self.rule != Rule(self.search.objectives[0])
-        if self.values is None or has_rule:
-            return False
-        if candidate_id == baseline or not self.candidates[baseline].may_win:
-            return False
-        baseline_values_by_seed = self.values_by_seed(baseline)
-        if not baseline_values_by_seed:
-            return False
-        baseline_values = list(baseline_values_by_seed.values())
-        values = [self.values[candidate_id][seed] for seed in baseline_values_by_seed]
-        gain = self.search.sign * difference(mean(values), mean(baseline_values))
-        seeds = len(values)
-        if seeds < 2:  # their spread is unknown
-            return gain < 0
-        spread = math.hypot(standard_deviation(values), standard_deviation(baseline_values))
-        least_gain = MARGIN * spread / math.sqrt(seeds)
-        return gain <= least_gain
+        baseline = self.baseline
+        ranks_by_cost = self.rule.objective.name != self.search.metric
+        if self.values is None or baseline is None or ranks_by_cost or self.best == baseline:
+            return None
+        seeds = list(self.values_by_seed(baseline))
+        may_win = self.candidates[baseline].may_win
+        breaks_rule = self._satisfies_rule(self.best) and not self._satisfies_rule(baseline)
+        if not seeds or not may_win or breaks_rule:
+            return None
+
+        best_values = self._select_values(self.best, seeds)
+        baseline_values = self._select_values(baseline, seeds)
+        others = []
+        for candidate_id in self.values:
+            if candidate_id not in (self.best, baseline):
+                others.append(self._select_values(candidate_id, seeds))
+        searched_values = [self.search.sign * value for value in self.searched_values]
+        estimate = estimate_margin(best_values, baseline_values, others, searched_values)
+        margin = estimate.margin
+        if self.margin is not None:
+            margin = self.margin
+        return Comparison(
+            trial=self.best.trial,
+            gain=difference(mean(best_values.new), mean(baseline_values.new)),
+            error=estimate.error,
+            margin=margin,
+            chosen=self.margin is not None,
+            seeds=len(seeds),
+        )
+
+    def _select_values(self, candidate_id: CandidateId, seeds: Sequence[int]) -> CandidateValues:
+        """Selects the values of a candidate on some new seeds, with a sign so that more is better.
+
+        Args:
+            seeds: the numbers of the seeds, for each of which the candidate has a value.
+        """
+        sign = self.search.sign
+        values_by_seed = self.values_by_seed(candidate_id)
+        new_values = [sign * values_by_seed[seed] for seed in seeds]
+        return CandidateValues(new_values, sign * self.candidates[candidate_id].final_value)
+
+    def _satisfies_rule(self, candidate_id: CandidateId) -> bool:
+        """Returns whether a candidate satisfies the rule on new seeds."""
+        return self.rule.holds(self.values_by_name(candidate_id))
 
     def values_by_name(self, candidate_id: CandidateId) -> dict[str, float]:
         """Returns the metric and the costs of a candidate by name, for the rule.
@@ -142,4 +177,4 @@ class Reevaluated:
     @property
     def satisfies_rule(self) -> bool:
         """Returns whether the winner satisfies the rule on new seeds."""
-        return self.rule.holds(self.values_by_name(self.winner))
+        return self._satisfies_rule(self.winner)

@@ -70,7 +70,9 @@ class Candidate:
         costs: the values of further objectives by name.
         values: a value for each new seed whose training did not fail; empty without a
             re-evaluation, as `mean`, `std` and `interval` are then None.
-        gap: the selection gap; above 0 if the search overrated the candidate.
+        gap: the selection gap; above 0 if the search overrated the candidate. None for a trial that
+            the search has stopped early.
+        stopped: the epoch of `search_value`, if the search has stopped the trial there.
         failed: how many of its trainings with new seeds failed, each of them twice.
     """
 
@@ -84,6 +86,7 @@ class Candidate:
     std: float | None = None
     interval: Interval | None = None
     gap: float | None = None
+    stopped: int | None = None
     failed: int = 0
 
     @property
@@ -92,6 +95,32 @@ class Candidate:
         if self.mean is None:
             return None
         return Summary(self.mean, self.std, self.interval, self.values)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The best candidate compared with the baseline on new seeds; it wins if its gain is larger.
+
+    Attributes:
+        trial: the number of the best candidate's trial.
+        gain: by how much its mean is better than the baseline's; below 0 if it is worse.
+        error: the standard error of the gain; 0 if it is unknown.
+        margin: the gain that it needs to win.
+        chosen: whether the user chose the margin, by `winner.margin`.
+        seeds: the number of new seeds with which both were trained.
+    """
+
+    trial: int
+    gain: float
+    error: float
+    margin: float
+    chosen: bool
+    seeds: int
+
+    @property
+    def is_won(self) -> bool:
+        """Returns whether the candidate wins; if not, the baseline does."""
+        return self.gain > self.margin
 
 
 @dataclass(frozen=True)
@@ -105,6 +134,8 @@ class Scores:
         simple: the values of the simple configuration; None if it is not tested, or not another.
         further: the further results of the user's test function, for each seed.
         earlier: whether an earlier result had tested these networks.
+        selected: whether the winner was chosen by the values of these networks, which are not
+            representative then: the difference to the baseline has no interval.
     """
 
     winner: Summary
@@ -117,6 +148,7 @@ class Scores:
     uses: int = 1
     earlier: bool = False
     simple: Summary | None = None
+    selected: bool = False
 
 
 @dataclass(frozen=True)
@@ -286,6 +318,8 @@ class Result(Tested):
     """The content of winner.json.
 
     Attributes:
+        comparison: of the best candidate with the baseline; None if that is the baseline itself, or
+            if nothing is compared.
         ablation: None if it was not requested.
         trials: how many trials the winner was chosen from; `study_trials` is the study's total.
         reused: for each stage, how many trainings came from earlier results, and its total.
@@ -304,6 +338,7 @@ class Result(Tested):
     reused: dict[str, tuple[int, int]] = field(default_factory=dict)
     written: str = ""
     keeps: bool = True
+    comparison: Comparison | None = None
     ablation: Ablation | None = None
     command: tuple[str, ...] = ()
     files: dict[str, str] = field(default_factory=dict)

@@ -6,7 +6,7 @@ they survive crashes as the search does. `StagePlanner` plans a stage from what 
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -34,7 +34,9 @@ from studyloom.winner.stored_trainings import (
 )
 from studyloom.worker.open_study import OpenStudy
 
-WITH_SIMPLE = "with the simple configuration"  # in the name of a final training
+# In the name of a final training:
+WITH_SIMPLE = "with the simple configuration"
+WITH_NEW_SEEDS = "further seeds"
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,16 @@ class PlannedStage:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The definition of the stored study: its candidates, the number of seeds, and the code."""
+        """The definition of the stored study: its candidates, its seeds, and the code."""
         candidates = []
         for candidate_id in self.trainings.candidates:
             description = {"trial": candidate_id.trial, "defaults": list(candidate_id.defaults)}
             candidates.append(description)
         code = self.study.stored.code()
-        return {"candidates": candidates, "seeds": self.trainings.seeds, **code}
+        identity = {"candidates": candidates, "seeds": self.trainings.seeds, **code}
+        if self.trainings.has_final_seeds:
+            identity["has_final_seeds"] = True
+        return identity
 
     @property
     def possible_names(self) -> tuple[str, str]:
@@ -192,29 +197,43 @@ class StagePlanner:
         return self._plan(ABLATION, configurations, detail)
 
     def plan_final_training(
-        self, candidates: Candidates, configurations: Mapping[CandidateId, Configuration]
+        self,
+        configurations: Mapping[CandidateId, Configuration],
+        recorded_values: Mapping[CandidateId, Sequence[float]],
+        *,
+        needs_new_seeds: bool,
     ) -> PlannedStage:
         """Plans the final training: on all training data.
 
         A network is then validated on examples that it is trained on, where the metric reaches its
-        plateau later, or never. So a ReduceLROnPlateau steps on the values of the candidate's trial
-        in the search.
+        plateau later, or never. So a ReduceLROnPlateau steps on the values of an earlier training.
 
         Args:
             configurations: the configurations to train; one with hyperparameters put back to their
                 defaults is the simple configuration.
+            recorded_values: the value of each epoch of an earlier training, by the candidate
+                without hyperparameters put back.
+            needs_new_seeds: whether networks must not be those of the re-evaluation, as they would
+                be if all of the training data was used there too.
         """
         detail = ""
         has_simple = any(candidate_id.defaults for candidate_id in configurations)
         if has_simple:
             detail = WITH_SIMPLE
         plan = self._plan(FINAL_TRAINING, configurations, detail)
-        if plan.repeats_reevaluation:
-            return plan
+        if plan.trainings.has_examples_of_reevaluation:
+            if not needs_new_seeds:
+                return plan
+            return replace(
+                plan,
+                name=plan.name.with_detail(WITH_NEW_SEEDS),
+                trainings=replace(plan.trainings, has_final_seeds=True),
+                repeats_reevaluation=False,
+            )
         definition = self.study.definition
         configurations_with_values = {}
         for candidate_id, configuration in configurations.items():
-            values = candidates[CandidateId(candidate_id.trial)].recorded_values
+            values = recorded_values[CandidateId(candidate_id.trial)]
             configurations_with_values[candidate_id] = definition.with_recorded_values(
                 configuration, values
             )
@@ -249,7 +268,7 @@ class StagePlanner:
         trainings = CandidateTrainings(
             definition, self.study.data, configurations, self.settings.seeds, trains_on_all=is_final
         )
-        repeats_reevaluation = trainings.repeats_reevaluation
+        repeats_reevaluation = trainings.has_examples_of_reevaluation
         if definition.tested and not is_final:
             later_trials = count_trainings_after(self.study)
         else:

@@ -67,6 +67,19 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Noise:
+    """The noise of a training: the part of its value that neither configuration nor seed explains.
+
+    Args:
+        deviation: the standard deviation of the noise.
+        freedom: the degrees of freedom of this estimate.
+    """
+
+    deviation: float
+    freedom: int
+
+
+@dataclass(frozen=True)
 class DifferenceError:
     """The error of the difference between two means over the same seeds.
 
@@ -162,12 +175,35 @@ def _summarize_measured(
     return replace(summary, interval=interval)
 
 
+def estimate_noise(series: Sequence[Sequence[float]]) -> Noise | None:
+    """Estimates the noise of a training from configurations that were trained with the same seeds.
+
+    It is pooled over all series, because three seeds of a single one are too few to estimate it.
+
+    Args:
+        series: for each configuration, a value for each seed.
+
+    Returns:
+        None for a single configuration or seed.
+    """
+    unscaled = np.array(series)  # (configurations, seeds)
+    configurations, seeds = unscaled.shape
+    freedom = (configurations - 1) * (seeds - 1)
+    if freedom == 0:
+        return None
+    scale = scale_of(unscaled.ravel().tolist())  # so that squares do not overflow
+    values = unscaled / scale
+    # Without the mean of each configuration and of each seed only the noise remains.
+    noise = values - values.mean(1, keepdims=True) - values.mean(0) + values.mean()
+    noise[np.abs(noise) <= ROUNDING * np.abs(values).max()] = 0.0
+    variance = float((noise**2).sum()) / freedom
+    return Noise(scale * math.sqrt(variance), freedom)
+
+
 def estimate_difference_error(series: Sequence[Sequence[float]]) -> DifferenceError | None:
     """Estimates the error of the difference between the means of the first series and any other.
 
-    The noise is what neither series nor seed explains. It is pooled over all series, because three
-    seeds of a single one are too few to estimate it. The interval is Student's, with Bonferroni's
-    correction for the number of differences.
+    The interval is Student's, with Bonferroni's correction for the number of differences.
 
     Args:
         series: for each configuration, a value for each seed.
@@ -175,20 +211,13 @@ def estimate_difference_error(series: Sequence[Sequence[float]]) -> DifferenceEr
     Returns:
         None for a single seed.
     """
-    unscaled = np.array(series)  # (configurations, seeds)
-    differences = unscaled.shape[0] - 1
-    seeds = unscaled.shape[1]
-    freedom = differences * (seeds - 1)  # degrees of freedom
-    if freedom == 0:
+    noise = estimate_noise(series)
+    if noise is None:
         return None
-    scale = scale_of(unscaled.ravel().tolist())  # so that squares do not overflow
-    values = unscaled / scale
-    # Without the mean of each series and of each seed only the noise remains.
-    noise = values - values.mean(1, keepdims=True) - values.mean(0) + values.mean()
-    noise[np.abs(noise) <= ROUNDING * np.abs(values).max()] = 0.0
-    variance = float((noise**2).sum()) / freedom
-    standard_error = scale * math.sqrt(2 * variance / seeds)
-    quantile = _student_quantile(freedom, TAIL / differences)
+    differences = len(series) - 1
+    seeds = len(series[0])
+    standard_error = math.sqrt(2 / seeds) * noise.deviation
+    quantile = student_quantile(noise.freedom, TAIL / differences)
     return DifferenceError(standard_error, half_interval=standard_error * quantile)
 
 
@@ -216,7 +245,7 @@ def summarize(values: Sequence[float], bounds: Interval = ANYTHING) -> Summary:
     summary = replace(summary, std=spread)
     if spread == 0:
         return summary
-    half_interval = _student_quantile(len(values) - 1) * spread / math.sqrt(len(values))
+    half_interval = student_quantile(len(values) - 1) * spread / math.sqrt(len(values))
     interval = (summary.mean - half_interval, summary.mean + half_interval)
     if not _is_finite(interval):
         return summary
@@ -242,7 +271,7 @@ def _cut_at_bounds(interval: Interval, mean: float, bounds: Interval) -> Interva
     return max(lowest, low), min(highest, high)
 
 
-def _student_quantile(freedom: float, tail: float = TAIL) -> float:
+def student_quantile(freedom: float, tail: float = TAIL) -> float:
     """Returns how many standard errors a Student's interval has to each side of the mean.
 
     Args:
@@ -322,7 +351,7 @@ def _estimate_scaled_interval(
         freedom = variance**2 / squares
     else:
         freedom = math.inf
-    half_interval = _student_quantile(freedom) * math.sqrt(variance)
+    half_interval = student_quantile(freedom) * math.sqrt(variance)
 
     low, high = bounds
     is_between_bounds = math.isfinite(high - low) and low < middle < high

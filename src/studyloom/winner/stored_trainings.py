@@ -6,7 +6,7 @@ what earlier stages trained and tested, unless the user's code has changed.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,10 @@ class CandidateStage(Stage):
                 values_by_seed = values.setdefault(training.candidate, {})
                 values_by_seed[training.seed] = trial.values[0]
         return values
+
+    def curve(self, training: Training) -> Sequence[float]:
+        """Returns the value of each epoch of an ended training."""
+        return TrialRecord(self.ended_trials[training]).columns.get("value", [])
 
     def count_reused(self) -> tuple[int, int]:
         """Counts the trainings that were reused from earlier stages, and all of them."""
