@@ -4,6 +4,7 @@ Each is tested as on Linux and as on other systems.
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,10 +12,10 @@ import sys
 import psutil
 import pytest
 from commands import environment
-from live_processes import gone, until
+from live_processes import gone, imitate_killpg_of_macos, until, wait_for_zombie
 
 from studyloom import processes
-from studyloom.processes import host_id, is_alive, worker_id
+from studyloom.processes import host_id, is_alive, signal_group, worker_id
 
 SYSTEMS = ["linux", "other"] if processes.LINUX else ["other"]
 
@@ -29,6 +30,16 @@ def test_a_zombie_is_not_alive():
     assert not is_alive(process.pid)
     process.wait()
     assert not is_alive(process.pid)
+
+
+def test_a_signal_to_a_group_of_zombies_does_nothing_as_on_macos(monkeypatch):
+    imitate_killpg_of_macos(monkeypatch)
+    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    signal_group(process.pid, signal.SIGTERM)
+    wait_for_zombie(process.pid)
+    signal_group(process.pid, signal.SIGTERM)
+    assert process.wait() == -signal.SIGTERM
+    signal_group(process.pid, signal.SIGTERM)  # there is no such group any more
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

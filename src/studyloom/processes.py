@@ -112,6 +112,16 @@ def is_alive(pid: int) -> bool:
     return state not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 
+def signal_group(group: int, number: int) -> None:
+    """Sends a signal to the process group of a child, if any process of the group still runs.
+
+    A group may have only zombies, which have ended, and whose parent has not waited for them yet.
+    Linux ignores a signal to them, and macOS raises PermissionError.
+    """
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
 @contextlib.contextmanager
 def deferring_signals() -> Iterator[None]:
     """Calls the handlers of SIGINT, SIGTERM and SIGHUP only after the body.

@@ -1,10 +1,12 @@
 """Looks at real processes, and waits for them."""
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
 import pytest
 
 from studyloom.processes import is_alive
@@ -40,3 +42,28 @@ def command_of(pid: int) -> list[bytes]:
         return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return []
+
+
+def wait_for_zombie(pid: int) -> None:
+    """Waits until a child of this process has ended, and leaves it as a zombie."""
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+def imitate_killpg_of_macos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has `os.killpg` raise PermissionError for a group of zombies, as XNU's `killpg1` does."""
+    killpg = os.killpg
+
+    def killpg_of_macos(group: int, number: int) -> None:
+        members = [pid for pid in psutil.pids() if is_in_group(pid, group)]
+        if members and all(map(gone, members)):
+            raise PermissionError(1, "Operation not permitted")
+        killpg(group, number)
+
+    monkeypatch.setattr(os, "killpg", killpg_of_macos)
+
+
+def is_in_group(pid: int, group: int) -> bool:
+    try:
+        return os.getpgid(pid) == group
+    except ProcessLookupError:
+        return False

@@ -10,10 +10,12 @@ from test_trainer import SPLIT, curve, mixed, toy_job
 from torch import nn
 from torch.optim import lr_scheduler
 
+from studyloom.definition import preflight
 from studyloom.definition.preflight import try_out
 from studyloom.metrics import METRICS
 from studyloom.models import MLP
 from studyloom.training.optimizer import TorchSchedule
+from studyloom.training.steps import check_gradient_scaler
 from studyloom.training.trainer import JobRun, Training, evaluate_network
 
 PLAIN = {"model": partial(MLP, hidden=(8,)), "optimizer": partial(torch.optim.SGD, lr=0.1)}
@@ -123,6 +125,45 @@ def test_accumulated_batches_equal_one_large_batch():
     assert not close(weights_of(parts), weights_of(job), atol=1e-4)
     for ours, theirs in zip(curve(parts), curve(whole), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+class ScalerOfPyTorch26(torch.amp.GradScaler):
+    """Raises the error that PyTorch 2.6 and 2.7 raise on a Mac's GPU."""
+
+    def unscale_(self, optimizer):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+
+class ZeroingScaler(torch.amp.GradScaler):
+    """Sets gradients to zero, as PyTorch did for those of 16 bits on a Mac's GPU."""
+
+    def unscale_(self, optimizer):
+        optimizer.param_groups[0]["params"][0].grad.zero_()
+
+
+@pytest.mark.parametrize(
+    ("scaler", "reason"),
+    [
+        (ScalerOfPyTorch26, "TypeError: Cannot convert a MPS Tensor to float64 dtype"),
+        (ZeroingScaler, "a gradient of 1 became 0"),
+    ],
+)
+def test_fp16_is_refused_where_gradients_cannot_be_scaled(monkeypatch, scaler, reason):
+    cpu = torch.device("cpu")
+    check_gradient_scaler(cpu)
+    monkeypatch.setattr(torch.amp, "GradScaler", scaler)
+    with pytest.raises(ValueError, match=r"train\.precision=fp16: .* on cpu .*" + reason):
+        check_gradient_scaler(cpu)
+
+
+def test_fp16_on_a_mac_is_tried_before_trial_0(monkeypatch):
+    checked = []
+    monkeypatch.setattr(preflight, "training_device", lambda: torch.device("mps"))
+    monkeypatch.setattr(preflight, "check_gradient_scaler", checked.append)
+    try_out(toy_job(), SPLIT)
+    assert checked == []
+    try_out(toy_job(precision="fp16"), SPLIT)
+    assert checked == [torch.device("mps")]
 
 
 def test_fp16_follows_fp32_closely_and_skips_steps_that_overflow():

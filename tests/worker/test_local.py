@@ -398,6 +398,7 @@ def test_the_gpu_of_a_mac_is_used_where_it_is_named_and_is_there(machine, monkey
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     check_device()
     assert training_device() == torch.device("mps")
+    assert Local().count(9) == 1
     assert Local(per_gpu=2).count(9) == 2
     monkeypatch.setenv("STUDYLOOM_DEVICE", "tpu")
     with pytest.raises(ConfigError, match="must be mps, or unset; got 'tpu'; unset it"):

@@ -10,11 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 from commands import QUICK, study_here
-from live_processes import gone, linux, until
+from live_processes import gone, imitate_killpg_of_macos, linux, until, wait_for_zombie
 
 from studyloom.errors import LaunchError
 from studyloom.extras import ray
 from studyloom.extras.ray import Ray
+from studyloom.extras.ray_actor import Actor
 from studyloom.installation import pip_install
 
 
@@ -104,3 +105,12 @@ def test_a_worker_and_its_children_do_not_outlive_a_killed_actor(tmp_path):
     actor.kill()
     actor.communicate()
     until(lambda: gone(pid) and gone(child), 10)
+
+
+def test_a_zombie_is_a_killed_worker_of_an_actor_as_on_macos(tmp_path, monkeypatch):
+    imitate_killpg_of_macos(monkeypatch)
+    actor = Actor()
+    actor.start(["-c", ""], {}, str(tmp_path), ".", ".")
+    wait_for_zombie(actor.process.pid)
+    actor.kill()
+    assert actor.process is None

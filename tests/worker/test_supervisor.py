@@ -4,7 +4,8 @@ import os
 import signal
 from types import SimpleNamespace
 
-from live_processes import gone, linux, until
+import psutil
+from live_processes import gone, imitate_killpg_of_macos, linux, until, wait_for_zombie
 
 from studyloom.errors import StorageLost
 from studyloom.processes import worker_id
@@ -40,6 +41,32 @@ def test_only_the_programs_of_a_killed_worker_end_with_it(tmp_path):
     Supervisor(task, workers).kill_all()
     assert deaths == [worker_id(pid)]
     until(lambda: all(map(gone, [pid, *other])), 10)
+
+
+def test_a_zombie_is_a_killed_worker_as_on_macos(tmp_path, monkeypatch):
+    imitate_killpg_of_macos(monkeypatch)
+    worker = LocalWorker(["true"], {}, tmp_path / "log")
+    worker.start()
+    pid = worker.process.pid
+    wait_for_zombie(pid)
+    assert worker.kill() == worker_id(pid)
+    assert not worker.active
+
+
+@linux
+def test_a_stray_whose_environment_is_hidden_is_found_by_its_parents(tmp_path, monkeypatch):
+    """As programs of macOS are; here a grandchild, in a session of its own."""
+
+    def hide(process):
+        raise psutil.AccessDenied(process.pid)
+
+    monkeypatch.setattr(psutil.Process, "environ", hide)
+    start = "setsid sh -c 'sleep 600 & echo $$ $!; wait' & wait"
+    worker = LocalWorker(["sh", "-c", start], {}, tmp_path / "log")
+    worker.start()
+    strays = [int(pid) for pid in until(lambda: two_lines(worker.log))]
+    worker.kill()
+    until(lambda: all(map(gone, strays)), 10)
 
 
 def two_lines(path):

@@ -30,9 +30,10 @@ from studyloom.errors import (
 from studyloom.metrics import METRICS, Metric
 from studyloom.objectives.jobs import build_jobs
 from studyloom.text import format_scalar
+from studyloom.training.device import training_device
 from studyloom.training.job import Job
 from studyloom.training.optimizer import check_schedule
-from studyloom.training.steps import apply_network, on_threads
+from studyloom.training.steps import apply_network, check_gradient_scaler, on_threads
 from studyloom.training.trainer import JobRun
 
 
@@ -165,6 +166,9 @@ def try_out(job: Job, split: Part, last_batch_sizes: Collection[int] = ()) -> No
     Raises:
         ValueError: a part fails, with a fix.
     """
+    device = training_device()
+    if job.precision == "fp16" and device.type == "mps":  # other devices can scale gradients
+        check_gradient_scaler(device)
     batch_sizes = {job.largest_batch_size, *last_batch_sizes}
     tried_sizes = _choose_tried_sizes(job, batch_sizes)
     has_tensors = isinstance(split, Split)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from studyloom.environment import LINE
-from studyloom.processes import worker_id
+from studyloom.processes import signal_group, worker_id
 from studyloom.worker.line import Listener
 
 POLL_SECONDS = 0.5  # that a poll waits for the end of the worker, which it reports at once
@@ -110,8 +110,7 @@ class Actor:
     def kill(self) -> None:
         """Kills the remaining processes of the worker's group."""
         if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+            signal_group(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self._listener.close()
             self._output.close()

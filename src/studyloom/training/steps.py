@@ -57,6 +57,32 @@ class BatchResult(NamedTuple):
     targets: Tensor
 
 
+def check_gradient_scaler(device: torch.device) -> None:
+    """Raises ValueError unless PyTorch can scale gradients on a device, as fp16 needs.
+
+    On a Mac's GPU, PyTorch before 2.8 raises a TypeError instead.
+    """
+    reason = ""
+    try:
+        weight = torch.ones(1, device=device, requires_grad=True)
+        optimizer = torch.optim.SGD([weight])
+        scaler = torch.amp.GradScaler(device.type)
+        loss = scaler.scale(weight.sum())
+        loss.backward()  # type: ignore[no-untyped-call]
+        scaler.unscale_(optimizer)
+        assert weight.grad is not None
+        gradient = weight.grad.item()
+        if gradient != 1.0:
+            reason = f"a gradient of 1 became {gradient:g}"
+    except (TypeError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    if reason:
+        raise ValueError(
+            f"train.precision=fp16: PyTorch {torch.__version__} cannot scale gradients on "
+            f"{device.type} ({reason}); choose bf16 or fp32, or install a later PyTorch"
+        )
+
+
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[None]:
     """Returns a context in which PyTorch computes in a precision; it does nothing for fp32."""
     dtype = DTYPES[precision]

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import uuid
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from studyloom.config.study_config import StudyConfig
 from studyloom.data.training_data import shared_variables
 from studyloom.environment import LINE, MARK, RECYCLE, WORKER
 from studyloom.errors import BrokenProcess, ConfigError, LaunchError
-from studyloom.processes import count_cores, host_id, worker_id
+from studyloom.processes import count_cores, host_id, signal_group, worker_id
 from studyloom.training.device import training_device
 from studyloom.user_code.pickled import can_pass_objects, child_arguments
 from studyloom.worker.failure_causes import has_lost_gpu
@@ -376,9 +377,13 @@ class LocalWorker:
         if self.process is None:
             return None
         killed_id = self.worker_id
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        kill_marked(self.mark)  # the programs that have left its group inherited this variable
+        running_worker = None
+        if self.process.poll() is None:
+            running_worker = self.process.pid
+        # Found while the worker runs: the children of a process get another parent when it ends.
+        started_processes = find_started_processes(self.mark, running_worker)
+        signal_group(self.process.pid, signal.SIGKILL)
+        kill_started_processes(self.mark, started_processes)
         self.process.wait()
         self.listener.close()
         self.process = None
@@ -415,21 +420,48 @@ class LocalWorker:
             )
 
 
-def kill_marked(mark: str) -> None:
-    """Kills the programs that a worker has started: all whose environment has its mark.
+def find_started_processes(mark: str, worker_pid: int | None = None) -> list[psutil.Process]:
+    """Finds the running programs that a worker has started, also those that have left its group.
 
-    A program in another session is no longer a descendant of this process once the worker has
-    ended, so that only its environment shows where it comes from.
+    They have its mark in their environment. macOS hides the environment of some programs, such as
+    those that are part of it. These are found by their parents: the worker, or another program that
+    it has started.
+
+    Args:
+        worker_pid: the process id of the worker; None if it has ended.
+    """
+    started_processes = []
+    parents = []  # processes whose children were started by the worker
+    children_by_parent = defaultdict[int, list[psutil.Process]](list)
+    for process in psutil.process_iter(["environ", "ppid"]):
+        children_by_parent[process.info["ppid"]].append(process)
+        environment = process.info["environ"] or {}
+        if process.pid == worker_pid:
+            parents.append(process)
+        elif environment.get(MARK.name) == mark:
+            parents.append(process)
+            started_processes.append(process)
+    while parents:
+        parent = parents.pop()
+        for child in children_by_parent[parent.pid]:
+            hides_environment = not child.info["environ"]
+            if hides_environment:
+                parents.append(child)
+                started_processes.append(child)
+    return started_processes
+
+
+def kill_started_processes(mark: str, started_processes: list[psutil.Process]) -> None:
+    """Kills the programs that a worker has started, and those that they start meanwhile.
+
+    Args:
+        started_processes: the programs that were found while the worker ran.
     """
     for _ in range(KILL_ATTEMPTS):
-        marked_processes = []
-        for process in psutil.process_iter(["environ"]):
-            environment = process.info["environ"] or {}
-            if environment.get(MARK.name) == mark:
-                marked_processes.append(process)
-        for process in marked_processes:
+        for process in started_processes:
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        _, alive_processes = psutil.wait_procs(marked_processes, timeout=KILL_WAIT)
-        if not alive_processes:
+        _, alive_processes = psutil.wait_procs(started_processes, timeout=KILL_WAIT)
+        started_processes = [*alive_processes, *find_started_processes(mark)]
+        if not started_processes:
             return

@@ -8,6 +8,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from live_processes import imitate_killpg_of_macos, wait_for_zombie
 from omegaconf import OmegaConf
 from projects import COMMAND, SCRIPT, STEP, VALUE, write_project
 from toys import Never, Signal, compose, validate_search
@@ -172,6 +173,13 @@ def until(condition):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def test_a_command_that_is_a_zombie_has_ended_as_on_macos(tmp_path, monkeypatch):
+    imitate_killpg_of_macos(monkeypatch)
+    with command_module.run_process(["true"], {}, tmp_path / "output") as (process, _):
+        wait_for_zombie(process.pid)
+    assert process.returncode is not None
 
 
 @pytest.mark.chaos

@@ -24,7 +24,7 @@ from studyloom.extras.integrations.shared_files import SharedFiles
 from studyloom.extras.integrations.working_folder import WorkingFolder
 from studyloom.objectives.loop_run import Run
 from studyloom.objectives.user_functions import Adapter
-from studyloom.processes import running_process_group
+from studyloom.processes import running_process_group, signal_group
 from studyloom.space.tree import Group, Node, Space
 from studyloom.text import format_scalar, mask_passwords, nearest, shorten
 from studyloom.user_code.digests import CODE, digest_source
@@ -660,14 +660,12 @@ def _end_processes(leader: subprocess.Popen[bytes]) -> None:
         leader_process = psutil.Process(leader.pid)
         processes = leader_process.children(recursive=True)
         processes.append(leader_process)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(leader.pid, signal.SIGTERM)
+    signal_group(leader.pid, signal.SIGTERM)
     try:
         psutil.wait_procs(processes, timeout=SECONDS_TO_END)
     finally:
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(leader.pid, signal.SIGKILL)
+        signal_group(leader.pid, signal.SIGKILL)
         leader.wait()
