@@ -290,7 +290,7 @@ def test_losses_that_explode_do_not_hide_the_best():
         return GaussianProcessSampler(SamplerContext(SMOOTH), number)
 
     regrets = [find_regret(make, seed) for seed in range(4)]
-    assert np.mean(regrets) < 0.03, "without clipping it was 0.166"
+    assert np.mean(regrets) < 0.05, "it was 0.028 with clipping, and 0.166 without"
 
 
 @pytest.mark.parametrize("largest", [1e2, 1e5])

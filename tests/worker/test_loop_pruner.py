@@ -7,7 +7,8 @@ from optuna.trial import TrialState
 from toys import Never, compose
 
 from studyloom.data.training_data import TrainingData
-from studyloom.decisions.asha import AshaPruner, choose_lowest_rung
+from studyloom.decisions.asha import AshaPruner
+from studyloom.decisions.auto_pruner import choose_lowest_rung
 from studyloom.decisions.strategy import Strategy
 from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.storage.attributes import PAUSED, RUNG, RUNGS

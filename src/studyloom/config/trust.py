@@ -55,7 +55,7 @@ TRUSTED_CLASSES = (
 # Not all of torch: some functions change the whole process, as register_module_forward_hook does.
 TRUSTED_FUNCTIONS = (
     "studyloom.schedules",
-    "studyloom.decisions.asha.default_pruner",
+    "studyloom.decisions.auto_pruner.default_pruner",
     "torch.nn.functional",
     "torch.nn.init",
 )

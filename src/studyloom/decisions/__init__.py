@@ -6,6 +6,7 @@ rounds), and end the search early. Every worker that reads the same trials decid
 
 __all__ = [
     "asha",
+    "auto_pruner",
     "auto_sampler",
     "earlier_studies",
     "early_end",

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.pruners import BasePruner, MedianPruner, NopPruner
+from optuna.pruners import BasePruner
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
@@ -44,7 +44,6 @@ if TYPE_CHECKING:  # torch takes two seconds, which a proposer need not wait for
     from studyloom.definition.definition import Definition
 
 
-MEDIAN = {"n_startup_trials": 5, "n_warmup_steps": 1}  # settings of the median pruner of `auto`
 Values = tuple[float, ...]  # of a trial, one for each objective; less is better
 
 
@@ -248,96 +247,6 @@ def first_rung(epochs: int | None) -> int:
     if epochs is None:
         return 1
     return max(1, round(epochs / 13))
-
-
-def choose_lowest_rung(epochs: int | None) -> int:
-    """Returns the epoch of the lowest rung of a loop, after its trial 0; 0 for no rungs.
-
-    It has rungs if trial 0 has shown that trials can resume, and if they have enough epochs to be
-    promoted from one rung to the next.
-
-    Args:
-        epochs: The number of epochs of trial 0; None if it cannot resume.
-    """
-    asha = AshaPruner(epochs=epochs)
-    if epochs is None or epochs < asha.min_resource * asha.reduction_factor:
-        return 0
-    return asha.min_resource
-
-
-def default_pruner(
-    definition: "Definition", epochs: int | None, stored_rung: int | None
-) -> BasePruner:
-    """Makes the pruner that `pruner=auto` stands for.
-
-    It is ASHA for networks, and for a custom training loop whose trial 0 has called `run.keep` and
-    `run.epochs`. Otherwise, and in a loop until trial 0 has ended, it is Optuna's median pruner: a
-    study that began without rungs goes on without them. The median pruner compares by one value, so
-    that with several objectives no trial is pruned.
-
-    Args:
-        definition: The study definition.
-        epochs: The number of epochs of a whole training; None if it is not known.
-        stored_rung: The epoch of the lowest rung that the study has stored, 0 if it has no rungs;
-            None for a new study, and for a loop until trial 0 has ended.
-    """
-    asha = AshaPruner(epochs=epochs, stored_rung=stored_rung)
-    trials_can_pause = not asha.check(definition)
-    has_rungs = stored_rung != 0  # a new study gets rungs
-    if definition.trains_networks and trials_can_pause and has_rungs:
-        return asha
-    if len(definition.objectives) > 1:
-        return Unpruned()
-    if definition.trains_networks or not trials_can_pause:
-        return MedianPruner(**MEDIAN)
-    undecided = UndecidedPruner(**MEDIAN)
-    if stored_rung is None:
-        return undecided
-    return undecided.decide(stored_rung)
-
-
-class UndecidedPruner(MedianPruner):
-    """The pruner `auto` of a custom training loop until its trial 0 has ended."""
-
-    note = "pruner=auto: median, and asha if the loop calls run.keep and run.epochs in trial 0"
-
-    def decide(self, lowest_rung: int) -> "LoopAshaPruner | LoopMedianPruner":
-        """Returns the pruner of the other trials.
-
-        Args:
-            lowest_rung: The epoch of the lowest rung; 0 if trials cannot be paused.
-        """
-        if lowest_rung == 0:
-            return LoopMedianPruner(**MEDIAN)
-        return LoopAshaPruner(lowest_rung)
-
-
-class LoopAshaPruner(AshaPruner):
-    """The pruner `auto` of a custom training loop whose trial 0 has shown that it can resume.
-
-    A trial that cannot, as in another branch of the loop, starts again where it is promoted.
-    """
-
-    note = "pruner=auto: asha, since the loop called run.keep and run.epochs in trial 0"
-    demands_checkpoints = False
-
-
-class LoopMedianPruner(MedianPruner):
-    """The pruner `auto` of a custom training loop whose trials are never paused."""
-
-    note = (
-        "pruner=auto: median, since the loop did not call run.keep and run.epochs in trial 0, or "
-        "has too few epochs for asha"
-    )
-
-
-class Unpruned(NopPruner):
-    """Prunes no trial, and says why."""
-
-    note = (
-        "no trial is pruned: pruner=auto is the median here, which compares by one value, and "
-        "objective.metric names several"
-    )
 
 
 @dataclass(frozen=True)

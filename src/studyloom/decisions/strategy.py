@@ -23,13 +23,8 @@ from optuna.trial import TrialState, create_trial
 
 from studyloom.config.build import build, call_target, find_target, plain
 from studyloom.config.values import describe_error, value_at
-from studyloom.decisions.asha import (
-    AshaPruner,
-    LoopAshaPruner,
-    LoopMedianPruner,
-    UndecidedPruner,
-    Unpruned,
-)
+from studyloom.decisions.asha import AshaPruner
+from studyloom.decisions.auto_pruner import ExplainedPruner
 from studyloom.decisions.auto_sampler import AutoSampler
 from studyloom.decisions.extrapolation import Extrapolating
 from studyloom.decisions.given_samplers import KEEPS_STATE, copy_for_trial, may_keep_state
@@ -212,7 +207,7 @@ class Strategy:
         if isinstance(sampler, AutoSampler):
             notes.append(sampler.note)
         pruner = self.pruner()
-        if isinstance(pruner, Unpruned | UndecidedPruner | LoopAshaPruner | LoopMedianPruner):
+        if isinstance(pruner, ExplainedPruner):
             notes.append(pruner.note)
         return notes
 

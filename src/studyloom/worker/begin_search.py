@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from studyloom.config.compose import note_run
-from studyloom.decisions.asha import AshaPruner, UndecidedPruner
+from studyloom.decisions.asha import AshaPruner
+from studyloom.decisions.auto_pruner import UndecidedPruner
 from studyloom.decisions.early_end import Bounds, set_bounds
 from studyloom.decisions.strategy import Strategy
 from studyloom.decisions.warm_start import (

@@ -13,12 +13,8 @@ import sys
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from studyloom.decisions.asha import (
-    AshaOrder,
-    AshaPruner,
-    UndecidedPruner,
-    choose_lowest_rung,
-)
+from studyloom.decisions.asha import AshaOrder, AshaPruner
+from studyloom.decisions.auto_pruner import UndecidedPruner, choose_lowest_rung
 from studyloom.decisions.given_samplers import KEEPS_STATE
 from studyloom.decisions.rounds import RoundOrder
 from studyloom.errors import ClaimLost, LaunchError
