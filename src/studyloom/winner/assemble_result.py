@@ -234,7 +234,11 @@ def is_result_of(result: Result, evaluation: Evaluation) -> bool:
         new_values = reevaluated.values_by_seed(CandidateId(candidate.trial)).values()
         if list(candidate.values) != list(new_values):
             return False
-    if result.comparison != reevaluated.comparison:  # `winner.margin` was changed
+    if result.winner.trial != reevaluated.winner.trial:
+        return False
+    # Results of older versions have no comparison.
+    was_compared = result.comparison is not None
+    if was_compared and result.comparison != reevaluated.comparison:  # as by another margin
         return False
     network = value_at(study.definition.config, "objective.network")
     return network is None or network == result.read_network(study.run_dir)
