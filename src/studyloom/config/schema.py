@@ -127,7 +127,7 @@ class WinnerSection:
     """How the winner is chosen."""
 
     enabled: bool = key(True, "false: the run ends with the search")
-    top: int = key(3, "how many of the best trials are re-evaluated")
+    top: int = key(3, "how many of the best trials are re-evaluated beside the baseline")
     seeds: int = key(3, "number of new seeds in re-evaluation and final training")
     rule: str | None = key(None, 'the best, such as "max accuracy where parameters < 50_000"')
     margin: float | None = key(None, "the gain over the baseline that wins; null: beyond chance")

@@ -112,30 +112,20 @@ class Reevaluated:
 
     @cached_property
     def comparison(self) -> Comparison | None:
-        """The best candidate compared with the baseline, on the seeds for which that has values.
-
-        None if the two are not compared: without a re-evaluation or a baseline, if the baseline may
-        not win, has no values on new seeds or is the best candidate itself, or if the rule ranks by
-        a cost, in which there is no chance.
-        """
+        """The best candidate compared with the baseline on new seeds; None if they are not."""
         baseline = self.baseline
-        ranks_by_cost = self.rule.objective.name != self.search.metric
-        if self.values is None or baseline is None or ranks_by_cost or self.best == baseline:
+        if baseline is None or not self._is_compared_with(baseline):
             return None
+        # A baseline with failed trainings has values for some of the seeds.
         seeds = list(self.values_by_seed(baseline))
-        may_win = self.candidates[baseline].may_win
-        breaks_rule = self._satisfies_rule(self.best) and not self._satisfies_rule(baseline)
-        if not seeds or not may_win or breaks_rule:
-            return None
-
         best_values = self._select_values(self.best, seeds)
         baseline_values = self._select_values(baseline, seeds)
-        others = []
-        for candidate_id in self.values:
+        values_of_others = []
+        for candidate_id in self.values or ():
             if candidate_id not in (self.best, baseline):
-                others.append(self._select_values(candidate_id, seeds))
+                values_of_others.append(self._select_values(candidate_id, seeds))
         searched_values = [self.search.sign * value for value in self.searched_values]
-        estimate = estimate_margin(best_values, baseline_values, others, searched_values)
+        estimate = estimate_margin(best_values, baseline_values, values_of_others, searched_values)
         margin = estimate.margin
         if self.margin is not None:
             margin = self.margin
@@ -147,6 +137,20 @@ class Reevaluated:
             chosen=self.margin is not None,
             seeds=len(seeds),
         )
+
+    def _is_compared_with(self, baseline: CandidateId) -> bool:
+        """Returns whether chance may have made the best candidate better than the baseline.
+
+        It has not if the baseline is the best candidate itself, has no values on new seeds, may not
+        win, or is alone in breaking the rule. A rule that ranks by a cost, such as the number of
+        parameters, leaves nothing to chance either.
+        """
+        ranks_by_metric = self.rule.objective.name == self.search.metric
+        has_new_values = bool(self.values_by_seed(baseline))
+        may_win = self.candidates[baseline].may_win
+        if not (ranks_by_metric and has_new_values and may_win) or self.best == baseline:
+            return False
+        return self._satisfies_rule(baseline) or not self._satisfies_rule(self.best)
 
     def _select_values(self, candidate_id: CandidateId, seeds: Sequence[int]) -> CandidateValues:
         """Selects the values of a candidate on some new seeds, with a sign so that more is better.
