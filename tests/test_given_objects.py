@@ -262,3 +262,30 @@ def test_an_exception_of_a_callback_is_raised_by_the_call(tmp_path):
 def test_a_keyword_of_optuna_names_ours(keyword, hint, tmp_path):
     with pytest.raises(sl.ConfigError, match=f"{keyword}: no such keyword.* here it is {hint}"):
         sl.search(square, run_dir=tmp_path, **{keyword: 3})
+
+
+def measure(params, seed):
+    return {"value": (params["x"] - 1.0) ** 2, "seed": seed}
+
+
+class Measure:
+    def __call__(self, params, seed):
+        return measure(params, seed)["value"]
+
+
+@pytest.mark.parametrize("test", [measure, Measure(), lambda params, seed: measure(params, seed)])
+def test_the_winner_of_an_optuna_objective_is_tested_once_with_new_seeds(test, tmp_path):
+    few = {"trials": 3, "workers": 1, "quiet": True, "run_dir": tmp_path}
+    for _ in range(2):
+        with sl.search(functools.partial(square, center=1.0), test=test, **few) as study:
+            winner = study.winner
+            assert winner.test == pytest.approx((winner.params["x"] - 1.0) ** 2)
+            scores = winner.details["test"]
+            assert len(winner.details["seeds"]) == len(scores["winner"]["values"]) == 3
+            assert scores["uses"] == 1
+
+
+def test_a_test_that_cannot_be_called_with_params_and_seed_is_named(tmp_path):
+    few = {"trials": 3, "workers": 1, "quiet": True, "run_dir": tmp_path}
+    with pytest.raises(sl.ConfigError, match=r"objective\.test: .*called as \(params, seed\)"):
+        sl.search(square, test=lambda params: 0, **few)

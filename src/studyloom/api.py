@@ -566,6 +566,7 @@ def search(
     storage: str | None = None,
     run_dir: str | Path | None = None,
     winner: bool | Mapping[str, Any] | None = None,
+    test: Callable[..., object] | str | None = None,
     callbacks: Sequence[Callable[[optuna.Study, FrozenTrial], object]] = (),
     quiet: bool = False,
     **settings: Any,
@@ -586,7 +587,7 @@ def search(
       wins.
     * The final training trains winner and baseline on the full training set, each with 3 seeds:
       2 × 3 trainings. Each is tested on the test set, which nothing used before. A custom training
-      loop has this stage only if `objective.test` names a function, an Optuna objective never.
+      loop and an Optuna objective have this stage only with a function `test`.
 
     The same call resumes a study that was interrupted; with more `trials` it continues a finished
     one. Several workers are separate processes; they get what a notebook or script defines.
@@ -630,6 +631,11 @@ def search(
         run_dir: the folder for everything that the study writes. None: runs/NAME.
         winner: settings such as {"top": 5, "seeds": 10}; False: the study ends with its search.
             None: top 3, 3 seeds.
+        test: a function that measures winner and baseline on the test set, with new seeds. That of
+            a loop is called as `test(config, run, dataset)`, and `run.keep` restores what the
+            training kept; that of an Optuna objective as `test(params, seed)`, and trains by
+            itself. It returns the value of the metric, or values by name. None: not tested. A
+            network is tested without it.
         callbacks: functions that are called with the study and each trial of the search that ends,
             as in Optuna, but in this process, whichever process has run the trial. `study.stop()`
             stops the study in order; an exception does too, and is then raised here.
@@ -687,6 +693,7 @@ def search(
         "pruner": pruner,
         storage_key: storage,
         "winner": winner,
+        "objective.test": test,
         **_collect_objective_settings(maximize, minimize),
     }
     all_settings = {key: value for key, value in values_by_key.items() if value is not None}

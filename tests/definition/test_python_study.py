@@ -131,7 +131,7 @@ def test_targets_that_are_numbers_choose_the_loss_mse(tmp_path, monkeypatch):
         predicted = study.winner.predict(np.zeros((3, 2), np.float32))
         assert predicted.classes.shape == (3,)
         with pytest.raises(
-            sl.ConfigError, match=r"cannot hold the Datasets .* data\.train\._target_"
+            sl.ConfigError, match=r"cannot hold the Datasets, .* data\.train\._target_"
         ):
             study.to_yaml("conf")
 
@@ -287,7 +287,7 @@ def cases(*listed):
             {"maximize": objective},
             "objective.metric must be a name",
         ),
-        ("a pruner as sampler", loop, {"sampler": NopPruner()}, "sampler.*NopPruner"),
+        ("a pruner as sampler", loop, {"sampler": NopPruner()}, "sampler: .* type NopPruner; give"),
         ("another object", loop, {"pruner": object()}, "pruner: .*, or its class and arguments"),
         ("a path as storage", loop, {"storage": Path("x")}, "storage must be an option such as"),
         ("an object as storage", loop, {"storage": object()}, "storage must be an option such as"),

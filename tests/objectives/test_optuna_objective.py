@@ -245,7 +245,6 @@ def test_optunas_retry_history_shows_a_later_attempt_as_a_retry(define, sqlite_u
 
 def test_settings_that_an_optuna_objective_cannot_have_are_refused(define):
     for override, words in {
-        "objective.test=test_function.divides": "objective.test: it is given what run.keep keeps",
         "sampler=grid": "narrow its ranges, or set sampler=tpe",
         "pruner=asha": "which this objective lacks; call run.keep",
         "+space={params: {x: {int: [1, 3]}}}": "suggests its own values; leave space out",

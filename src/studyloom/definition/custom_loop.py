@@ -300,7 +300,8 @@ class LoopDefinition(Definition):
         """Builds the loop that is called with a configuration."""
         config = self.compose_config(configuration)
         function = build_function(config["objective"])
-        return Loop(function, config, self.objectives, self.limits, must_keep=self.tested)
+        must_keep = self.tested and not self.has_optuna_objective
+        return Loop(function, config, self.objectives, self.limits, must_keep=must_keep)
 
     def make_objective(
         self,
@@ -350,14 +351,21 @@ class LoopDefinition(Definition):
     def test(
         self, configuration: Configuration, seed: int, states: dict[str, Any], examples: object
     ) -> dict[str, float]:
-        """Calls `objective.test` for a trained loop, and returns the metrics on the test set.
+        """Calls `objective.test` for a configuration, and returns the metrics on the test set.
+
+        The function of a loop measures what a training has kept. That of an Optuna objective gets
+        the hyperparameters and a seed, and trains by itself.
 
         Args:
             states: the states of the objects that the training kept with `run.keep`, by name.
             examples: the Dataset of the test set; None without `data`.
         """
         function = build_named_function(self.config.objective.test)
-        return self.build_loop(configuration).test(function, seed, states, examples)
+        loop = self.build_loop(configuration)
+        if self.has_optuna_objective:
+            fixed_params = value_at(self.config, PARAMS) or {}
+            return loop.test_params(function, {**fixed_params, **configuration.params}, seed)
+        return loop.test(function, seed, states, examples)
 
     def trains_on(self, data: TrainingData) -> torch.device:
         """Returns the loop's device; its data are on the CPU, for the workers of a DataLoader."""
@@ -384,10 +392,12 @@ class LoopDefinition(Definition):
         """
         name = self.config.objective._target_
         if self.has_optuna_objective:
+            untested = ""
+            if not self.tested:
+                untested = ", and the winner is not tested (a function test(params, seed) tests it)"
             yield (
-                f"{name}(trial) is an Optuna objective: a trial whose worker dies starts again, "
-                "and the winner is not tested; a custom training loop can resume (run.keep) and be "
-                "tested (objective.test)"
+                f"{name}(trial) is an Optuna objective: a trial whose worker dies starts again"
+                f"{untested}; a custom training loop can resume (run.keep)"
             )
             return
         source = self.source.function
@@ -462,9 +472,13 @@ class LoopDefinition(Definition):
         objective = self.config.objective
         if objective.test:
             test = UserFunction(build_named_function(objective.test))
-            error = test.explain_call_error(3)  # three arguments: config, run, part
+            arguments = ["config", "run", "part"]
+            if self.has_optuna_objective:
+                arguments = ["params", "seed"]
+            error = test.explain_call_error(len(arguments))
             if error:
-                yield f"objective.test: {error}; it is called as (config, run, part) -> values"
+                signature = ", ".join(arguments)
+                yield f"objective.test: {error}; it is called as ({signature}) -> values"
         if objective.network is not None:
             # Raises ConfigError if the network cannot be made. Its weights are drawn without a
             # change to the random state that the study goes on with.
@@ -507,8 +521,6 @@ class LoopDefinition(Definition):
         configurations of a warm start must be found in a space that is known before.
         """
         reasons: dict[str, str] = {}  # what the setting needs, by key
-        if self.tested:
-            reasons["objective.test"] = "it is given what run.keep keeps"
         if self.config.objective.network:
             reasons["objective.network"] = "its weights are what run.keep keeps"
         if data.split is not None:

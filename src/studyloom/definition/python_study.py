@@ -86,6 +86,8 @@ EXPECTED_TYPES = {
     ),
     "storage": ExpectedType(str | Mapping, "an option such as sqlite, or the URL of a database"),
 }
+# Groups whose option a call may give as an object, and the class of the object.
+SEARCH_PARTS: dict[str, type] = {"sampler": BaseSampler, "pruner": BasePruner}
 # A function that takes one of NETWORK_PARAMETERS returns a network. One that takes none of them nor
 # of LOOP_PARAMETERS does so if the call has a section `model`.
 NETWORK_PARAMETERS = {"shape", "outputs", "classes"}
@@ -281,7 +283,8 @@ class CallReader:
         target = value
         if isinstance(value, Mapping):
             target = value.get("_target_")
-        if is_group and (callable(target) or isinstance(value, BaseSampler | BasePruner)):
+        is_object = isinstance(value, tuple(SEARCH_PARTS.values()))
+        if is_group and (callable(target) or is_object):
             self.options[key] = None
         config_value = _to_config_value(key, value, self.errors)
         try:
@@ -419,7 +422,10 @@ def _name_member(member: object) -> str:
     name = type(member).__qualname__
     if hasattr(member, "__qualname__"):
         name = member.__qualname__
-    return f"{member.__module__}.{name}"
+    module = type(member).__module__
+    if hasattr(member, "__module__"):
+        module = member.__module__
+    return f"{module}.{name}"
 
 
 def _name_callable(subject: object) -> str:
@@ -567,7 +573,7 @@ def _to_config_value(key: str, value: Any, errors: list[str]) -> Any:
         if isinstance(target_section, dict):  # the target was a class or function
             section |= target_section
         return section
-    if isinstance(value, BaseSampler | BasePruner) and key in ("sampler", "pruner"):
+    if key in SEARCH_PARTS and isinstance(value, SEARCH_PARTS[key]):
         return register_object(key, value)
     if key.startswith("data."):
         dataset = _as_dataset(value)
@@ -579,6 +585,8 @@ def _to_config_value(key: str, value: Any, errors: list[str]) -> Any:
             items.append(_to_config_value(f"{key}[{position}]", item, errors))
         return items
     is_class_or_function = isinstance(value, type) or inspect.isroutine(value)
+    if key == "objective.test" and callable(value):  # a partial or an object with `__call__` too
+        return _name_in_section(key, value, errors)
     # Nothing builds the sections in `params` and `space`: their values are passed on as they are.
     if is_class_or_function and not key.startswith(("params", "space")):
         return _name_in_section(key, value, errors)
@@ -605,8 +613,12 @@ def _name_in_section(key: str, member: Any, errors: list[str]) -> dict[str, obje
         member: the class or function.
         errors: a list to which a line is added if workers cannot import the member.
     """
-    target = f"{member.__module__}.{member.__qualname__}"
-    for problem in _explain_unknown_name(target, member):
+    target = _name_member(member)
+    problems = _explain_unknown_name(target, member)
+    if problems and key == "objective.test" and is_passed_as_object(member):
+        target = register_callable("test", member)
+        problems = []
+    for problem in problems:
         errors.append(f"{key}: {problem}")
     section: dict[str, object] = {"_target_": target}
     if inspect.isroutine(member) or key.startswith(("optimizer", "model.")):
@@ -844,8 +856,8 @@ def _refuse_names_of_program(text: str, run_dir: Path) -> None:
         )
     if REGISTERED_PREFIX in text:
         errors.append(
-            "a config cannot hold what was given to search as an object: for Datasets give tensors "
-            "or arrays, or name classes of a module as data.train._target_ and data.test._target_; "
-            "for an objective or a sampler name a function or class of a module"
+            "a config cannot hold the Datasets, functions and samplers that were given as objects: "
+            "give tensors or arrays, or name classes of a module as data.train._target_ and "
+            "data.test._target_, and functions and classes of a module for the others"
         )
     raise_if_any(errors)

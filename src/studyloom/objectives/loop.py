@@ -402,17 +402,41 @@ class Loop:
         context = RunContext(trial=0, attempt=Attempt(stage=TEST), job=job)
         run = Run(context, self.metric, _ignore_report, saved={"kept": states})
         try:
+            return self._call_test(lambda: function(self.make_config(seed), run, examples), seed)
+        finally:
+            run.close()
+
+    def test_params(
+        self, function: Callable[..., object], params: Mapping[str, object], seed: int
+    ) -> dict[str, float]:
+        """Calls `objective.test` of an Optuna objective, and returns its values, the metric first.
+
+        The function trains and tests by itself, since an Optuna objective keeps no states.
+
+        Args:
+            function: the user's function, called as (params, seed).
+            params: the values of the hyperparameters, by the names that the objective suggests.
+
+        Raises:
+            NoWinner: it raises an exception, or returns something else.
+        """
+        return self._call_test(lambda: function(params, seed), seed)
+
+    def _call_test(self, call: Callable[[], object], seed: int) -> dict[str, float]:
+        """Calls a function of the user that tests, and returns its values by name.
+
+        Raises:
+            NoWinner: it raises an exception, or returns something else.
+        """
+        try:
             with seeded(seed), isolated_hydra(), keys_explained():
-                result = function(self.make_config(seed), run, examples)
-                return _read_test_values(result, self.metric)
+                return _read_test_values(call(), self.metric)
         except (Exception, SystemExit) as error:
             raise NoWinner(
                 f"objective.test={self.config.objective.test}: {describe_error(error)}"
                 f"{describe_place(error)}; fix it, and repeat the command with "
                 "study.accept_code_change=true, which keeps the search"
             ) from error
-        finally:
-            run.close()
 
 
 def _ignore_report(step: int, value: float, further: dict[str, float]) -> None:
