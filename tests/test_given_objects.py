@@ -192,6 +192,21 @@ def test_an_object_of_another_class_serves_all_trials_of_one_worker(tmp_path):
         assert [row["params.x"] for row in study.to_dicts()] == [0.1, 0.2, 0.3, 0.4]
 
 
+class Failing(RandomSampler):
+    keeps_state = False
+
+    def before_trial(self, study, trial):
+        raise RuntimeError("mine")
+
+
+@pytest.mark.chaos
+def test_a_sampler_that_crashes_its_workers_fails_the_trials(tmp_path):
+    """Each death counts as an attempt of the trial, so that no worker is started for ever."""
+    few = {"workers": 2, "run_dir": tmp_path, "study": {"max_attempts": 1}, **FEW, "trials": 2}
+    with sl.search(square, sampler=Failing(), **few) as study:
+        assert {row["state"] for row in study.to_dicts()} == {"failed"}
+
+
 def falling(trial):
     x = trial.suggest_float("x", -3, 3)
     for step in range(1, 5):

@@ -274,7 +274,7 @@ class SlotQueue:
 
     # Draw
 
-    def begin_trial(self, frozen: FrozenTrial, claim: Claim) -> optuna.Trial:
+    def begin_trial(self, frozen: FrozenTrial, claim: Claim, *, draws: bool) -> optuna.Trial:
         """Makes the `optuna.Trial` of a stored trial that was claimed, with a sampler for it.
 
         A waiting trial starts, and a paused one no longer counts as paused. The baseline, which is
@@ -282,6 +282,7 @@ class SlotQueue:
 
         Args:
             frozen: The stored trial, which the trial buffer has loaded.
+            draws: Whether the trial is trained; if not, the study's sampler is not asked.
         """
         record = TrialRecord(frozen)
         buffer = self.stored.storage
@@ -293,6 +294,10 @@ class SlotQueue:
             buffer.set_trial_user_attr(trial_id, PAUSED, None)
         if record.is_baseline and self.baseline is not None and not frozen.params:
             self._set_params(trial_id, self.baseline)
+        if not draws:
+            study = copy.copy(self.stored.optuna)
+            study.sampler = optuna.samplers.RandomSampler()  # Optuna needs some sampler
+            return optuna.Trial(study, trial_id)
         return self._make_trial(claim, trial_id, seed=frozen.number)
 
     def draw(self, held: HeldTrial) -> Configuration | None:

@@ -254,8 +254,13 @@ class Worker:
         if frozen.state.is_finished():  # its worker died before it ended the claim
             self.stored.ledger.finish(claim)
             return None
+        is_unpromotable = claim.ends_pruned  # it was paused, and can no longer go on
+        took_too_long = claim.fatal  # its last worker was killed for study.trial_timeout
+        has_crashed_too_often = claim.deaths >= self.limits.max_attempts
+        ends_untrained = is_unpromotable or took_too_long or has_crashed_too_often
         with self.stopwatch("sampling"):
-            trial = slots.begin_trial(frozen, claim)
+            # The sampler may be what has crashed its workers.
+            trial = slots.begin_trial(frozen, claim, draws=not ends_untrained)
         held = HeldTrial(
             stored=self.stored,
             trial=trial,
@@ -266,10 +271,7 @@ class Worker:
             is_search=self.stage.is_search,
             in_rounds=slots.in_rounds,
         )
-        is_unpromotable = claim.ends_pruned  # it was paused, and can no longer go on
-        took_too_long = claim.fatal  # its last worker was killed for study.trial_timeout
-        has_crashed_too_often = claim.deaths >= self.limits.max_attempts
-        if is_unpromotable or took_too_long or has_crashed_too_often:
+        if ends_untrained:
             self.end_untrained(frozen, held)
             return None
         configuration = slots.draw(held)
