@@ -5,7 +5,8 @@ from toys import TINY, ask
 
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.views.words import describe_search_value
-from studyloom.winner.candidates import CandidateId, find_kept_epoch
+from studyloom.winner.candidates import CandidateId, Training, find_kept_epoch
+from studyloom.winner.evaluation import find_recorded_values
 
 ASHA = (
     *(*TINY[:-1], "space=lr", "sampler=random", "study.seed=1"),
@@ -35,6 +36,13 @@ def test_trials_that_asha_has_ended_are_candidates_and_train_to_the_end(tmp_path
         assert len(curve) == 9
         for seed, value in enumerate(stages.reevaluated.values[candidate]):
             assert train_plainly(stages.reevaluation, candidate, seed)[0] == value
+    recorded_values = find_recorded_values(stages.candidates, stages.reevaluation)
+    for candidate, values in recorded_values.items():
+        assert len(values) == 9, "a plateau in the final training steps on them"
+        expected = TrialRecord(trials[candidate.trial]).columns["value"]
+        if candidate in stopped:
+            expected = stages.reevaluation.curve(Training(candidate, 0))
+        assert values == expected
     result = evaluate_winner(stages, CountedTest(), ["x"])
     for row in result.candidates:
         epoch = stopped.get(CandidateId(row.trial))

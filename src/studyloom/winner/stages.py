@@ -221,15 +221,13 @@ class StagePlanner:
         if has_simple:
             detail = WITH_SIMPLE
         plan = self._plan(FINAL_TRAINING, configurations, detail)
-        if plan.trainings.has_examples_of_reevaluation:
+        trainings = plan.trainings
+        if trainings.has_examples_of_reevaluation:
             if not needs_new_seeds:
                 return plan
-            return replace(
-                plan,
-                name=plan.name.with_detail(WITH_NEW_SEEDS),
-                trainings=replace(plan.trainings, has_final_seeds=True),
-                repeats_reevaluation=False,
-            )
+            trainings = replace(trainings, has_final_seeds=True)
+            name_with_seeds = plan.name.with_detail(WITH_NEW_SEEDS)
+            plan = replace(plan, name=name_with_seeds, repeats_reevaluation=False)
         definition = self.study.definition
         configurations_with_values = {}
         for candidate_id, configuration in configurations.items():
@@ -237,8 +235,7 @@ class StagePlanner:
             configurations_with_values[candidate_id] = definition.with_recorded_values(
                 configuration, values
             )
-        trainings = replace(plan.trainings, candidates=configurations_with_values)
-        return replace(plan, trainings=trainings)
+        return replace(plan, trainings=replace(trainings, candidates=configurations_with_values))
 
     def has_simple(self) -> bool | None:
         """Returns whether the stored final training has the simple configuration.
