@@ -300,6 +300,18 @@ def test_the_winner_of_an_optuna_objective_is_tested_once_with_new_seeds(test, t
             assert scores["uses"] == 1
 
 
+def test_the_test_of_an_optuna_objective_needs_no_training_of_it(tmp_path):
+    calls = []
+
+    def count(trial):
+        calls.append(trial.number)
+        return square(trial)
+
+    few = {"trials": 3, "workers": 1, "quiet": True, "run_dir": tmp_path}
+    sl.search(count, test=measure, **few).close()
+    assert len(calls) == 3 + 3 * 3, "the search, and the re-evaluation of three with three seeds"
+
+
 def test_a_test_that_cannot_be_called_with_params_and_seed_is_named(tmp_path):
     few = {"trials": 3, "workers": 1, "quiet": True, "run_dir": tmp_path}
     with pytest.raises(sl.ConfigError, match=r"objective\.test: .*called as \(params, seed\)"):

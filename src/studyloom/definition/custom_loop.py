@@ -45,6 +45,7 @@ from studyloom.objectives.user_functions import (
     read_loop_objectives,
     read_source,
 )
+from studyloom.seeds import derive
 from studyloom.space.tree import Configuration, Space, SuggestedSpace
 from studyloom.text import format_scalar, is_scalar, nearest
 from studyloom.training.device import describe_unused_accelerator, training_device
@@ -300,8 +301,9 @@ class LoopDefinition(Definition):
         """Builds the loop that is called with a configuration."""
         config = self.compose_config(configuration)
         function = build_function(config["objective"])
-        must_keep = self.tested and not self.has_optuna_objective
-        return Loop(function, config, self.objectives, self.limits, must_keep=must_keep)
+        return Loop(
+            function, config, self.objectives, self.limits, must_keep=self.tests_kept_states
+        )
 
     def make_objective(
         self,
@@ -364,7 +366,9 @@ class LoopDefinition(Definition):
         loop = self.build_loop(configuration)
         if self.has_optuna_objective:
             fixed_params = value_at(self.config, PARAMS) or {}
-            return loop.test_params(function, {**fixed_params, **configuration.params}, seed)
+            params = {**fixed_params, **configuration.params}
+            # The winner was chosen by trainings with the seed itself, and is lucky with it.
+            return loop.test_params(function, params, seed=derive(seed, 1))
         return loop.test(function, seed, states, examples)
 
     def trains_on(self, data: TrainingData) -> torch.device:

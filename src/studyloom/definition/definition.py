@@ -232,6 +232,14 @@ class Definition:
         """True if the winner is trained on the full training set and tested."""
         return self.is_tested(self.config)
 
+    @property
+    def tests_kept_states(self) -> bool:
+        """True if the test of the winner needs what its trainings have kept.
+
+        That of an Optuna objective trains by itself.
+        """
+        return self.tested and not self.has_optuna_objective
+
     @classmethod
     def is_tested(cls, cfg: StudyConfig) -> bool:
         """Returns whether a config's study tests its winner; a loop's needs `objective.test`."""

@@ -217,10 +217,12 @@ def read_evaluation(study: OpenStudy) -> Evaluation:
     # The final training; without a test the networks of the re-evaluation are the last ones
     if definition.tested:
         configurations = choose_final_configurations(evaluation, planner, reevaluated)
+        # The test of an Optuna objective trains by itself, and with seeds of its own.
+        is_trained_again = settings.retrain and not definition.has_optuna_objective
         plan = planner.plan_final_training(
             configurations,
             find_recorded_values(candidates, stage),
-            needs_new_seeds=reevaluated.winner_was_selected and settings.retrain,
+            needs_new_seeds=reevaluated.winner_was_selected and is_trained_again,
         )
         stage = evaluation.enter(plan)
         if stage is None:

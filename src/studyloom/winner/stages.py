@@ -141,6 +141,7 @@ class PlannedStage:
             definition=self.identity,
             folder=all_networks,
             repeats_reevaluation=self.repeats_reevaluation and is_final,
+            tests_kept_states=self.trainings.definition.tests_kept_states,
         )
         trainings = replace(self.trainings, find_earlier=find_earlier)
         return CandidateStage(

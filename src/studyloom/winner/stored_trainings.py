@@ -115,7 +115,7 @@ class CandidateStage(Stage):
         except (OSError, ValueError):
             # A loop must keep something only if it is tested. Otherwise there is a file, maybe on
             # another host, only if the trial is marked as kept.
-            must_keep = self.source.definition.tested
+            must_keep = self.source.definition.tests_kept_states
             if not must_keep and not TrialRecord(trial).is_kept:
                 return None
         attempt = Attempt(stage=self.title)
@@ -203,6 +203,7 @@ def find_earlier_trainings(
     folder: Path | None,
     *,
     repeats_reevaluation: bool,
+    tests_kept_states: bool,
 ) -> Mapping[Training, EarlierTraining]:
     """Finds the trainings of other stages that a stage reuses.
 
@@ -213,6 +214,7 @@ def find_earlier_trainings(
         folder: the folder of the networks of all stages; None if they are not needed.
         repeats_reevaluation: whether its trainings have the seeds and examples of a re-evaluation
             or ablation, which it then reuses too.
+        tests_kept_states: whether each final training must keep a network, for the test.
 
     Returns:
         The trainings by candidate and seed; of several with the same, the first that is found.
@@ -228,9 +230,10 @@ def find_earlier_trainings(
         complete_trials = [trial for trial in stage.trials() if trial.state == TrialState.COMPLETE]
         for training, trial in group_by_training(complete_trials).items():
             record = TrialRecord(trial)
-            # A loop may have kept nothing in a re-evaluation. Each final training keeps a network,
-            # for the test, though those of older studies are not marked as kept.
-            has_network = title == FINAL_TRAINING or record.is_kept
+            # A loop may have kept nothing in a re-evaluation. Each final training keeps a network
+            # if the test needs it, though those of older studies are not marked as kept.
+            must_have_network = title == FINAL_TRAINING and tests_kept_states
+            has_network = must_have_network or record.is_kept
             file = None
             if folder is not None and has_network:
                 file = networks_folder(folder, stage.name) / f"trial-{trial.number}.pt"
