@@ -92,7 +92,7 @@ def train(config: DictConfig, run: Run) -> float:
     return run.value
 
 
-def test(config: DictConfig, run: Run, part: None) -> dict[str, float]:
+def test(config: DictConfig, run: Run, dataset: None) -> dict[str, float]:
     """Returns the perplexity of a trained reader on the last two chapters."""
     text, _ = characters("test")
     net = reader_of(config.params).to(run.device)

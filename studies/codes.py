@@ -53,12 +53,12 @@ def train(config: DictConfig, run: Run) -> dict[str, float]:
     return evaluate(net, probe, run.valid)
 
 
-def test(config: DictConfig, run: Run, part: TensorDataset) -> dict[str, float]:
+def test(config: DictConfig, run: Run, dataset: TensorDataset) -> dict[str, float]:
     """Returns the same for the test digits."""
     net = Autoencoder(config.params.width).to(run.device)
     probe = nn.Linear(CODE, DIGITS).to(run.device)
     run.keep(net=net, probe=probe)
-    return evaluate(net, probe, part)
+    return evaluate(net, probe, dataset)
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ class StudySection:
         40, "the budget: the number of trials, over all workers, commands and crashes"
     )
     seed: int = key(0, "seeds each trial, with its number")
-    timeout: float | None = key(None, "seconds that one command may search")
+    timeout: float | None = key(None, "seconds that one command may run; then it may be resumed")
     trial_timeout: float | None = key(None, "seconds after which a trial has failed")
     stop: str | None = key(
         None,
@@ -81,7 +81,7 @@ class ObjectiveSection:
         None, "your own loop, `(config, run)` or `(run, **params)`, or Optuna's `(trial)`"
     )
     network: Any = key(None, "makes a loop's network of its params, for predictions")
-    test: Any = key(None, "tests the winner of a loop, `(config, run, part) -> values`")
+    test: Any = key(None, "tests the winner of a loop, `(config, run, dataset) -> values`")
 
 
 @dataclass

@@ -56,8 +56,8 @@ READS_TRAIN = re.compile(r"""\btrain\.\w|["']train["']""")  # `config.train.epoc
 PASSED_RUN = re.compile(r"\brun\b(?![.(])")  # `run` as a parameter or an argument
 OPTUNA_TIMEOUT = re.compile(r"\.optimize\([^()]*\b(timeout=[\d._e]+)")  # and its value, as written
 UNUSED_TEST = (
-    "data: the test set is not used; name a function (config, run, part) -> values that measures "
-    "the winner on it, such as objective.test=mine.test"
+    "data: the test set is not used; name a function (config, run, dataset) -> values that "
+    "measures the winner on it, such as objective.test=mine.test"
 )
 
 
@@ -476,7 +476,7 @@ class LoopDefinition(Definition):
         objective = self.config.objective
         if objective.test:
             test = UserFunction(build_named_function(objective.test))
-            arguments = ["config", "run", "part"]
+            arguments = ["config", "run", "dataset"]
             if self.has_optuna_objective:
                 arguments = ["params", "seed"]
             error = test.explain_call_error(len(arguments))
