@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 from threading import Condition
 
@@ -22,6 +23,7 @@ from test_house import FLOORS
 from studyloom.cli import main
 from studyloom.config.scaffold import write_study
 from studyloom.environment import variables_help
+from studyloom.extras.slurm import Slurm
 
 SITE = ".github/site/docs"
 FOLDERS = (
@@ -135,7 +137,9 @@ def test_plain_optuna_does_what_the_readme_says():
     )
     other.optimize(lambda trial: trial.suggest_float("x", 5, 9), n_trials=1)
     assert (other.direction, other.trials[-1].params["x"] >= 5) == (study.direction, True)
-    assert "`load_if_exists=True` accepts other ranges, ignores another direction" in text
+    assert (
+        "`load_if_exists=True` accepts other ranges of numbers, ignores another direction" in text
+    )
 
 
 def test_every_guarantee_has_its_test():
@@ -248,3 +252,51 @@ def test_the_objective_of_the_guide_runs_unchanged(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "20 of 20 trials" in done.stdout
+
+
+@pytest.mark.chaos
+def test_the_program_of_optunas_objects_runs_unchanged(tmp_path):
+    (code,) = blocks(PAPERS[f"{SITE}/guides/from-optuna.md"], "python")
+    (tmp_path / "mine.py").write_text(code)
+    command = [sys.executable, "mine.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "20 of 20 trials" in done.stdout
+    assert re.search(r"^\{'x': \S+\} \S+ \d+$", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.chaos
+def test_a_folder_with_a_validation_set_is_searched_as_the_guide_says(tmp_path):
+    from PIL import Image
+
+    (code,) = blocks(PAPERS[f"{SITE}/guides/own-model.md"], "python")
+    head, rest = code.split("    net = torchvision", 1)
+    net = "torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64 * 64, classes))"
+    few = "trials=2, workers=1, train={'epochs': 1}, winner={'top': 1, 'seeds': 1},"
+    call = rest.partition("return net\n")[2].replace('name="photos",', f'name="p", {few}')
+    code = f"{head}    return {net}\n{call}"
+    (tmp_path / "mine.py").write_text(code)
+    for part in ("train", "valid", "test"):
+        for kind in ("cat", "dog"):
+            folder = tmp_path / "photos" / part / kind
+            folder.mkdir(parents=True)
+            for number in range(8):
+                color = (number * 9, 0, 200) if kind == "cat" else (200, number * 9, 0)
+                Image.new("RGB", (40, 30), color).save(folder / f"{number}.png")
+    command = [sys.executable, "mine.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 of 2 trials" in done.stdout
+    assert "test      winner accuracy" in done.stdout
+
+
+def test_the_script_of_the_slurm_page_is_the_one_that_is_written():
+    text = PAPERS[f"{SITE}/guides/slurm.md"]
+    script = next(block for block in blocks(text, "") if block.startswith("#!"))
+    lines = ["#SBATCH --account=vision", "module load cuda"]
+    slurm = Slurm(workers=8, partition="gpu", time="12:00:00", memory="32G", lines=lines)
+    project = Path("/scratch/me/project")
+    written = slurm.script("mnist", 8, ["python"], project, project / "runs/mnist/logs")
+    assert written.startswith(script)
+    for key in (field.name for field in fields(Slurm)):
+        assert f"launcher.{key}" in text
