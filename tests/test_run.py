@@ -273,7 +273,7 @@ def test_an_unreachable_database_is_named_without_its_password(tmp_path):
 
 def test_a_database_on_this_host_is_refused_where_workers_do_not_reach_it(tmp_path, monkeypatch):
     def places(url, launcher):
-        several, away = launcher.count(2) > 1, launcher.leaves_host
+        several, away = launcher.count_workers(2) > 1, launcher.leaves_host
         return " ".join(check_database_reach(url, several=several, leaves_host=away))
 
     away = SimpleNamespace(leaves_host=True, count=lambda slots: 4)

@@ -276,11 +276,11 @@ def machine(monkeypatch):
 
 def test_auto_is_one_worker_per_gpu_or_core_up_to_the_open_slots(machine):
     machine()
-    assert Local().count(100) == 8
-    assert (Local(workers=5).count(2), Local().count(0)) == (2, 0)
+    assert Local().count_workers(100) == 8
+    assert (Local(workers=5).count_workers(2), Local().count_workers(0)) == (2, 0)
     machine("0", "1", "2")
-    assert Local().count(100) == 3
-    assert Local(per_gpu=2).count(100) == 6
+    assert Local().count_workers(100) == 3
+    assert Local(per_gpu=2).count_workers(100) == 6
 
 
 def test_no_worker_is_started_where_others_have_ended_the_last_trials(machine, tmp_path):
@@ -329,11 +329,11 @@ def test_each_worker_has_its_devices_and_its_share_of_the_cores(machine):
     assert {e["OMP_NUM_THREADS"] for e in environments} == {"2"}
     machine("0", "1", "2", "3")
     two = Local(gpus=2)
-    assert two.count(100) == 2
+    assert two.count_workers(100) == 2
     seen = [variables["CUDA_VISIBLE_DEVICES"] for variables in two.make_environments(3)]
     assert seen == ["0,1", "2,3", "0,1"]
     three = Local(gpus=3)
-    assert three.count(100) == 1
+    assert three.count_workers(100) == 1
     assert three.make_environments(1)[0]["CUDA_VISIBLE_DEVICES"] == "0,1,2"
     machine()
     (first, *_) = Local(workers=16).make_environments(16)
@@ -357,7 +357,7 @@ def test_each_mig_slice_is_counted_although_cuda_counts_one(monkeypatch):
     slices = ["MIG-8f2a", "MIG-GPU-77e1/1/0", "MIG-c9d0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(slices))
     assert visible_gpus() == slices
-    assert Local().count(100) == 3
+    assert Local().count_workers(100) == 3
     environments = Local().make_environments(3)
     assert [e["CUDA_VISIBLE_DEVICES"] for e in environments] == slices
     with pytest.raises(ValueError, match=r"launcher\.gpus=2: a process can use a single MIG slice"):
@@ -398,8 +398,8 @@ def test_the_gpu_of_a_mac_is_used_where_it_is_named_and_is_there(machine, monkey
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     check_device()
     assert training_device() == torch.device("mps")
-    assert Local().count(9) == 1
-    assert Local(per_gpu=2).count(9) == 2
+    assert Local().count_workers(9) == 1
+    assert Local(per_gpu=2).count_workers(9) == 2
     monkeypatch.setenv("STUDYLOOM_DEVICE", "tpu")
     with pytest.raises(ConfigError, match="must be mps, or unset; got 'tpu'; unset it"):
         check_device()

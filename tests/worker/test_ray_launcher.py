@@ -46,14 +46,18 @@ def test_only_a_cluster_with_an_address_leaves_the_host(monkeypatch):
     monkeypatch.setattr(ray, "visible_gpus", lambda: ["0", "1"])
     assert Ray(address="auto").leaves_host
     assert not Ray().leaves_host
-    assert (Ray().count(100), Ray(num_gpus=0.5).count(100), Ray().count(1)) == (2, 4, 1)
-    assert Ray(workers=5, address="auto").count(100) == 5
+    assert (
+        Ray().count_workers(100),
+        Ray(num_gpus=0.5).count_workers(100),
+        Ray().count_workers(1),
+    ) == (2, 4, 1)
+    assert Ray(workers=5, address="auto").count_workers(100) == 5
 
 
 def test_a_missing_ray_is_reported_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(LaunchError, match=re.escape(pip_install("ray"))):
-        Ray(address="auto").count(1)
+        Ray(address="auto").count_workers(1)
 
 
 def test_a_cluster_that_does_not_start_fails_before_the_study_is_made(monkeypatch, tmp_path):

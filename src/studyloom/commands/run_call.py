@@ -79,7 +79,7 @@ def needs_other_processes(config: StudyConfig, prepared: Prepared) -> bool:
     needs processes. If this process loses its GPU, another one follows it.
     """
     launcher = prepared.launcher
-    has_several_workers = launcher.count(2) > 1  # with two open trials
+    has_several_workers = launcher.count_workers(2) > 1  # with two open trials
     has_time_limit = config.study.trial_timeout is not None
     return has_several_workers or launcher.needs_processes or has_time_limit
 

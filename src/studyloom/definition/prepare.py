@@ -90,7 +90,7 @@ def names_data(cfg: StudyConfig) -> bool:
 class CountsWorkers(Protocol):
     """A launcher, as far as the preflight needs it."""
 
-    def count(self, slots: int, /) -> int:
+    def count_workers(self, slots: int, /) -> int:
         """Returns how many workers it starts for a number of trials."""
 
 
@@ -121,7 +121,7 @@ def preflight(
         if random_dataset_key:
             _warn_of_random_validation(random_dataset_key)
     if launcher is not None and not collector.errors:
-        worker_count = launcher.count(strategy.trials)
+        worker_count = launcher.count_workers(strategy.trials)
         collector.errors += strategy.check_workers(worker_count)
 
 

@@ -71,7 +71,7 @@ class Ray(Launcher):
     def leaves_host(self) -> bool:
         return self.address is not None
 
-    def count(self, slots: int) -> int:
+    def count_workers(self, slots: int) -> int:
         """Returns how many workers to start for a number of open slots.
 
         Joins a running cluster if that is needed to know how many workers fit.
@@ -183,7 +183,7 @@ class Ray(Launcher):
             prefix = f"{host_id()}-{os.getpid()}-worker"
             command = task.command.worker_arguments()
             workers = []
-            for number in range(1, self.count(task.count_open_trials()) + 1):
+            for number in range(1, self.count_workers(task.count_open_trials()) + 1):
                 log = task.logs.absolute() / f"{prefix}{number}.log"
                 workers.append(RayWorker(ray, actor_class, command, log))
             try:

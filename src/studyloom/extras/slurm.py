@@ -99,7 +99,7 @@ class Slurm(Launcher):
                 f"got {self.lines!r}"
             )
 
-    def count(self, slots: int) -> int:
+    def count_workers(self, slots: int) -> int:
         return min(self.workers, slots)
 
     def launch(self, task: Task, stop: Stop) -> str:
@@ -114,7 +114,7 @@ class Slurm(Launcher):
         path = task.run_dir.absolute() / "slurm.sh"
         task.logs.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, *task.command.worker_arguments()]
-        workers = self.count(task.count_open_trials())
+        workers = self.count_workers(task.count_open_trials())
         script = self.script(task.name, workers, command, Path.cwd(), task.logs.absolute())
         path.write_text(script)
         status_line = f"watch   studyloom status {shlex.quote(str(task.run_dir))} --watch"

@@ -241,7 +241,7 @@ def list_devices() -> Finding:
 
 def count_workers() -> Finding:
     """Counts the workers that `launcher.workers=auto` starts on this machine."""
-    count = Local().count(sys.maxsize)
+    count = Local().count_workers(sys.maxsize)
     gpus = len(visible_gpus()) or "no"
     machine = f"for {gpus} GPUs and {count_cores()} cores"
     return Finding(OK, f"launcher.workers=auto starts {count}, {machine}")

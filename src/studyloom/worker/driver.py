@@ -126,7 +126,7 @@ def run_study(
             reopen(stages.find_begun(study))  # a stage that has halted gets another chance
         launcher = prepared.launcher
         if command.begins:
-            workers = launcher.count(task.count_open_trials())
+            workers = launcher.count_workers(task.count_open_trials())
             check_connections(study.prepared.url, workers)  # raises ConfigError if too few are left
         with reporting.attached(study):
             while True:

@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 class Join(Launcher):
     """One worker in this process; a thread renews its lease, and the worker after each epoch."""
 
-    def count(self, slots: int) -> int:
+    def count_workers(self, slots: int) -> int:
         return min(1, slots)
 
     def works_here(self, task: Task, slots: int) -> bool:
@@ -139,7 +139,7 @@ class Local(Launcher):
             open_trials = task.count_open_trials()
         if open_trials == 0:  # workers of other commands have ended the last trials meanwhile
             return
-        workers = self._make_workers(task, self.count(open_trials))
+        workers = self._make_workers(task, self.count_workers(open_trials))
         Supervisor(task, workers).run(stop)
 
     def _make_workers(self, task: Task, count: int) -> "list[LocalWorker]":
@@ -179,9 +179,9 @@ class Local(Launcher):
         """
         if self.needs_processes or task.limits.trial_timeout is not None:
             return False
-        return self.count(slots) <= 1 and not has_lost_gpu()
+        return self.count_workers(slots) <= 1 and not has_lost_gpu()
 
-    def count(self, slots: int) -> int:
+    def count_workers(self, slots: int) -> int:
         """Returns how many workers to start for a number of open slots."""
         if self.workers != "auto":
             return min(int(self.workers), slots)

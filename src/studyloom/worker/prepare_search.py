@@ -57,7 +57,7 @@ def prepare(
     url = attempt(lambda: required_url(config))
     callbacks = attempt(lambda: make_callbacks(config))
     # Two open slots are enough to see whether the launcher starts more than one worker.
-    has_several_workers = launcher is not None and launcher.count(2) > 1
+    has_several_workers = launcher is not None and launcher.count_workers(2) > 1
     data = attempt(lambda: load_data(config, shared=joins or has_several_workers))
 
     # Try them.

@@ -151,7 +151,7 @@ class Launcher(ABC):
         return False
 
     @abstractmethod
-    def count(self, slots: int) -> int:
+    def count_workers(self, slots: int) -> int:
         """Returns how many workers the launcher starts for a number of open slots."""
 
     def start(self, slots: int, run_dir: Path) -> Any:
