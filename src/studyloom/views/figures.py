@@ -1382,7 +1382,7 @@ def _draw_predictions_over_targets(
     dots = [[pair] for pair in zip(targets, predicted, strict=True)]
     marks = [
         make_dotted_line(diagonal, color=GRAY, name="prediction = true value"),
-        Mark(name="best", color=TEAL, shape="dot", parts=dots, width=6),
+        Mark(name="example", color=TEAL, shape="dot", parts=dots, width=6),
     ]
     x = make_linear_scale(numbers, "true value")
     y = make_linear_scale(numbers, "prediction", upright=True, height=height)
