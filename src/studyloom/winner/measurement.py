@@ -294,8 +294,7 @@ def compare_with_others(
     winner = reevaluated.winner
     baseline = reevaluated.baseline
     scores = compare(values, winner, baseline, sampled, bounds)
-    has_selected_networks = trainings.has_examples_of_reevaluation and not trainings.has_final_seeds
-    if has_selected_networks and reevaluated.winner_was_selected and scores.difference is not None:
+    if measures_selected_networks(trainings, reevaluated) and scores.difference is not None:
         difference = replace(scores.difference, interval=None)
         scores = replace(scores, difference=difference, selected=True)
     simple = next((key for key in values if key not in (winner, baseline)), None)
@@ -304,6 +303,16 @@ def compare_with_others(
     # `compare` calls the candidate that the winner is compared with its baseline.
     comparison_with_simple = compare(values, winner, simple, sampled, bounds)
     return replace(scores, simple=comparison_with_simple.baseline)
+
+
+def measures_selected_networks(trainings: CandidateTrainings, reevaluated: Reevaluated) -> bool:
+    """Returns whether the tested networks are those for whose values the winner was chosen."""
+    has_networks_of_reevaluation = (
+        trainings.definition.tests_kept_states
+        and trainings.has_examples_of_reevaluation
+        and not trainings.has_final_seeds
+    )
+    return has_networks_of_reevaluation and reevaluated.winner_was_selected
 
 
 def measure_networks(
