@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 import toys
+import yaml
 from drawn import Drawn
 from reevaluated import SPACE, CountedTest, evaluate_winner, flat, stages_of, work
-from toys import EACH_KIND, KINDS, LOOP, ask
+from toys import EACH_KIND, KINDS, LOOP, TINY, ask
 
 from studyloom.data import Datasets
 from studyloom.data.training_data import TrainingData
@@ -116,6 +117,25 @@ def test_the_networks_that_were_selected_are_not_tested_unless_asked(
         assert stages.final_training.values() == stages.reevaluation.values()
         assert result.test.difference.interval is None
         assert "winner.retrain=true tests others" in describe_difference(result.test)
+
+
+@pytest.mark.parametrize("settings", [{"margin": 0.0}, {"margin": 1.0}, {"retrain": False}])
+def test_winner_yaml_has_the_seeds_of_the_networks_that_were_tested(
+    definition, sqlite_url, tmp_path, monkeypatch, settings
+):
+    monkeypatch.setattr(CandidateTrainings, "has_examples_of_reevaluation", True)
+    stages = stages_of(definition, sqlite_url, tmp_path, 4, **SETTINGS | settings)
+    work(stages)
+    evaluate_winner(stages, CountedTest(), ["x"])
+    written = yaml.safe_load((tmp_path / "winner.yaml").read_text())
+    (tmp_path / "again").mkdir()
+    url = f"sqlite:///{tmp_path}/again/study.db"
+    again = ask(*TINY[:-1], "space=none", "sampler=random", "pruner=none")
+    single = stages_of(again, url, tmp_path / "again", 1, seeds=2, **written["winner"])
+    work(single)
+    assert len(single.candidates) == 1
+    tested_seeds = stages.final_training.source.new_seeds
+    assert single.final_training.source.new_seeds == tested_seeds
 
 
 def test_a_baseline_that_wins_is_not_trained_again(definition, sqlite_url, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from studyloom.storage.attributes import DEFINED
 from studyloom.storage.ledger import Store
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.training.checkpoint import pack_weights
-from studyloom.winner.candidates import CandidateId, Training
+from studyloom.winner.candidates import CandidateId, CandidateTrainings, Training
 from studyloom.winner.evaluation import Evaluation
 from studyloom.winner.measurement import MeasuredWinner, describe_untested, measure_winner
 from studyloom.winner.predictions import Explain
@@ -109,7 +109,9 @@ def evaluate_winner(
         weights = pack_weights(measured.state)
     return EvaluatedWinner(
         result=result,
-        config=make_winner_config(definition, reevaluated.candidates[winner].configuration),
+        config=make_winner_config(
+            definition, reevaluated.candidates[winner].configuration, last_stage.source
+        ),
         simple_config=make_simple_config(evaluation),
         weights=weights,
         training_set=study.data.split,
@@ -132,8 +134,11 @@ def make_simple_config(evaluation: Evaluation) -> dict[str, Any] | None:
     defaults = evaluation.defaults
     if ablation is None or defaults is None or ablation.simple_defaults is None:
         return None
+    assert evaluation.trained_stage is not None
     return make_winner_config(
-        evaluation.study.definition, defaults.put_back(ablation.simple_defaults)
+        evaluation.study.definition,
+        defaults.put_back(ablation.simple_defaults),
+        evaluation.trained_stage.source,
     )
 
 
@@ -244,11 +249,16 @@ def is_result_of(result: Result, evaluation: Evaluation) -> bool:
     return network is None or network == result.read_network(study.run_dir)
 
 
-def make_winner_config(definition: Definition, configuration: Configuration) -> dict[str, Any]:
+def make_winner_config(
+    definition: Definition, configuration: Configuration, trainings: CandidateTrainings
+) -> dict[str, Any]:
     """Makes the primary config of a study with one trial, which trains a winner again.
 
     It is written to winner.yaml. It builds on the config of the study module, with the options and
     values of the winner and without a search space.
+
+    Args:
+        trainings: the last trainings of the winner.
     """
     config = definition.config
     sections = definition.sections(configuration)
@@ -259,9 +269,14 @@ def make_winner_config(definition: Definition, configuration: Configuration) -> 
     network = value_at(config, "objective.network")
     if network is not None:
         sections["objective"]["network"] = network
+    winner_settings: dict[str, object] = {}
     if definition.rule is not None:
         # The winner is chosen already, and the study module may have another rule.
-        sections["winner"] = {"rule": None}
+        winner_settings["rule"] = None
+    if definition.tested and trainings.has_examples_of_reevaluation:
+        winner_settings["retrain"] = trainings.has_final_seeds  # so that the seeds are the same
+    if winner_settings:
+        sections["winner"] = winner_settings
     # Entries of Hydra's defaults list, such as {"override /optimizer": "adamw"}.
     option_overrides: list[str | dict[str, str | None]] = []
     for group, option in choose_winner_options(definition, configuration).items():

@@ -219,10 +219,12 @@ def read_evaluation(study: OpenStudy) -> Evaluation:
         configurations = choose_final_configurations(evaluation, planner, reevaluated)
         # The test of an Optuna objective trains by itself, and with seeds of its own.
         is_trained_again = settings.retrain and not definition.has_optuna_objective
+        # A single candidate, as winner.yaml has, gets the seeds that it has among several.
+        may_need_new_seeds = reevaluated.winner_was_selected or len(candidates) == 1
         plan = planner.plan_final_training(
             configurations,
             find_recorded_values(candidates, stage),
-            needs_new_seeds=reevaluated.winner_was_selected and is_trained_again,
+            needs_new_seeds=may_need_new_seeds and is_trained_again,
         )
         stage = evaluation.enter(plan)
         if stage is None:
