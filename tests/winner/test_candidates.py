@@ -1,11 +1,18 @@
 """Candidates that ASHA had ended at a rung."""
 
+import pytest
 from reevaluated import SPLIT, CountedTest, evaluate_winner, stages_of, train, train_plainly, work
 from toys import TINY, ask
 
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.views.words import describe_search_value
-from studyloom.winner.candidates import CandidateId, Training, find_kept_epoch
+from studyloom.winner.candidates import (
+    CandidateId,
+    Training,
+    choose_candidates,
+    find_kept_epoch,
+    rank_trials,
+)
 from studyloom.winner.evaluation import find_recorded_values
 
 ASHA = (
@@ -51,6 +58,21 @@ def test_trials_that_asha_has_ended_are_candidates_and_train_to_the_end(tmp_path
         if epoch is not None:
             assert describe_search_value(row).endswith(f" at epoch {epoch}")
     assert result.belongs_to(stages.search.stored)
+
+
+@pytest.mark.parametrize("top", [1, 2, 4])
+def test_the_best_complete_trial_is_a_candidate(tmp_path, top):
+    """Even if all others would probably have been better."""
+    stages = stages_of(ask(*ASHA), f"sqlite:///{tmp_path}/study.db", tmp_path, 9, top=top, seeds=1)
+    train(stages.search, SPLIT, 9)
+    search = stages.search.stored
+    ranked = [trial for trial in rank_trials(search, stages.rule, 9) if trial.number > 0]
+    complete = {trial.number for trial in search.feasible()}
+    best_last = sorted(ranked, key=lambda trial: trial.number in complete)
+    candidates = choose_candidates(stages.definition, search, best_last, top)
+    best = next(trial.number for trial in best_last if trial.number in complete)
+    others = [trial.number for trial in best_last if trial.number != best][: top - 1]
+    assert {candidate.trial for candidate in candidates} == {0, best, *others}
 
 
 def test_a_trial_that_asha_has_ended_has_not_chosen_its_epochs(tmp_path):

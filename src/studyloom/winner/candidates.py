@@ -141,7 +141,7 @@ def choose_candidates(
 
     Args:
         ranked_trials: the trials that may win, the best first, see `rank_trials`.
-        top: how many trials are chosen beside the baseline.
+        top: how many trials are chosen beside the baseline; the best complete one is among them.
 
     Returns:
         The candidates, by the number of their trial.
@@ -157,6 +157,10 @@ def choose_candidates(
             break
 
     others = [trial.number for trial in ranked_trials if trial.number != baseline_number]
+    complete = [number for number in others if stored_trials[number].state == TrialState.COMPLETE]
+    # People know the best complete trial as the best of the search, so it comes first. Sorting
+    # leaves all others in the order of their values.
+    others.sort(key=lambda number: number not in complete[:1])
     chosen_numbers = others[:top]
     if baseline_number is not None:
         chosen_numbers.append(baseline_number)
