@@ -16,7 +16,7 @@
     python scripts/bench.py search           # methods of search, replayed; 20 minutes
     python scripts/bench.py search --on lcbench --only methods --peers smac optuna    # and others
     python scripts/bench.py pareto           # two objectives with ASHA, replayed; 5 minutes
-    python scripts/bench.py honesty          # results against the truth, 580 studies; 20 minutes
+    python scripts/bench.py honesty          # results against the truth, 430 studies; 20 minutes
     python scripts/bench.py record           # makes those curves; an hour
 
 Both ways run in turn, as whole processes on the same data. `example` and `tutorial` need

@@ -35,7 +35,7 @@ from studyloom.winner.predictions import compute_outputs
 from studyloom.winner.result import Candidate, Result
 from studyloom.worker.stopping import Stop
 
-KINDS = {"synthetic": 260, "tables": 140, "loops": 140, "real": 40}  # studies of each
+KINDS = {"synthetic": 120, "tables": 140, "loops": 140, "real": 30}  # studies of each
 TRIALS, EPOCHS, FRESH, SEEDS = 12, 8, 20_000, 10
 DIGITS, TEACHERS, CLASSES = 20, 12, 4  # inputs, hidden units of the teacher, and classes
 RATES = (0.001, 0.01, 0.005)  # default learning rates: poor, nearly best, and between the two
