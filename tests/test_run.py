@@ -250,8 +250,8 @@ def refused(*overrides, words, tmp_path):
 def test_everything_that_a_space_names_is_built_before_trial_0(tmp_path):
     refused(
         "space.model.mlp.activation.choice=[relu,tahn]",
-        "space.train.batch_size.choice=[64,100000]",
-        words=("tahn", "tanh", "train.batch_size", "100000"),
+        "space.train.batch_size.choice=[64,-3]",
+        words=("tahn", "tanh", "train.batch_size", "-3"),
         tmp_path=tmp_path,
     )
 
@@ -276,7 +276,7 @@ def test_a_database_on_this_host_is_refused_where_workers_do_not_reach_it(tmp_pa
         several, away = launcher.count_workers(2) > 1, launcher.leaves_host
         return " ".join(check_database_reach(url, several=several, leaves_host=away))
 
-    away = SimpleNamespace(leaves_host=True, count=lambda slots: 4)
+    away = SimpleNamespace(leaves_host=True, count_workers=lambda slots: 4)
     sqlite, embedded = f"sqlite:///{tmp_path}/study.db", f"embedded_postgres:///{tmp_path}/postgres"
     assert "a file on this host" in places(sqlite, away)
     assert "storage=postgres" in places(sqlite, away)

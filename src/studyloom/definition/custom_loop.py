@@ -45,7 +45,6 @@ from studyloom.objectives.user_functions import (
     read_loop_objectives,
     read_source,
 )
-from studyloom.seeds import derive
 from studyloom.space.tree import Configuration, Space, SuggestedSpace
 from studyloom.text import format_scalar, is_scalar, nearest
 from studyloom.training.device import describe_unused_accelerator, training_device
@@ -366,9 +365,7 @@ class LoopDefinition(Definition):
         loop = self.build_loop(configuration)
         if self.has_optuna_objective:
             fixed_params = value_at(self.config, PARAMS) or {}
-            params = {**fixed_params, **configuration.params}
-            # The winner was chosen by trainings with the seed itself, and is lucky with it.
-            return loop.test_params(function, params, seed=derive(seed, 1))
+            return loop.test_params(function, {**fixed_params, **configuration.params}, seed)
         return loop.test(function, seed, states, examples)
 
     def trains_on(self, data: TrainingData) -> torch.device:
