@@ -365,7 +365,8 @@ class LoopDefinition(Definition):
         loop = self.build_loop(configuration)
         if self.has_optuna_objective:
             fixed_params = value_at(self.config, PARAMS) or {}
-            return loop.test_params(function, {**fixed_params, **configuration.params}, seed)
+            params = {**fixed_params, **configuration.params}
+            return loop.test_params(function, params, self.find_test_seed(seed))
         return loop.test(function, seed, states, examples)
 
     def trains_on(self, data: TrainingData) -> torch.device:

@@ -271,6 +271,15 @@ class Definition:
         """The seed of the study, from which all others descend."""
         return int(self.config.study.seed)
 
+    def find_test_seed(self, seed: int) -> int:
+        """Returns the seed of a test that trains by itself.
+
+        Args:
+            seed: the seed of a training by which the winner was chosen. The winner is lucky with
+                it, so the test gets another one.
+        """
+        return derive(seed, 1)
+
     def trial_seed(self, number: int) -> int:
         """Derives the seed of a trial, from which those of its jobs descend."""
         return derive(self.seed, number)

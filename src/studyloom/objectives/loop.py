@@ -55,7 +55,6 @@ from studyloom.objectives.objective import (
     spread_over_jobs,
 )
 from studyloom.objectives.user_functions import Adapter, UserFunction
-from studyloom.seeds import derive
 from studyloom.space.rule import Condition, Cost
 from studyloom.storage.attributes import STUDY_KEYS, TRIAL_KEYS
 from studyloom.text import is_scalar
@@ -417,14 +416,11 @@ class Loop:
         Args:
             function: the user's function, called as (params, seed).
             params: the values of the hyperparameters, by the names that the objective suggests.
-            seed: the seed of a training by which the winner was chosen. The function gets another
-                one, derived from it, since the winner is lucky with this one.
 
         Raises:
             NoWinner: it raises an exception, or returns something else.
         """
-        test_seed = derive(seed, 1)
-        return self._call_test(lambda: function(params, test_seed), test_seed)
+        return self._call_test(lambda: function(params, seed), seed)
 
     def _call_test(self, call: Callable[[], object], seed: int) -> dict[str, float]:
         """Calls a function of the user that tests, and returns its values by name.
