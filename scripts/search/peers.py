@@ -22,6 +22,9 @@ from .tables import Results
 
 REQUIRED = {  # what is installed for each
     "optuna": (),
+    "optuna-hyperband": (),
+    "optuna-gp": (),
+    "optuna-gp-halving": (),
     "smac": ("smac>=2.3,<3",),
 }
 
