@@ -14,7 +14,7 @@
     python scripts/bench.py start            # commands until they begin or print; 2 minutes
     python scripts/bench.py kills            # a search with and without 20 kills; 5 minutes
     python scripts/bench.py search           # methods of search, replayed; 20 minutes
-    python scripts/bench.py search --on lcbench --only methods --peers smac optuna optuna-gp    # and others
+    python scripts/bench.py search --on lcbench --only methods --peers smac optuna    # and others
     python scripts/bench.py pareto           # two objectives with ASHA, replayed; 5 minutes
     python scripts/bench.py honesty          # results against the truth, 430 studies; 20 minutes
     python scripts/bench.py record           # makes those curves; an hour
