@@ -19,6 +19,8 @@ Tasks, by the name that `--on` takes:
 - hpobench: tables of trainings of one epoch, with 100 trials.
 
 Methods: `default` is what conf/ says; `tpe`, `random`, `gp` and `cmaes` name the sampler, with
-ASHA. Peers: `optuna` is `create_study()` without arguments, `smac` SMAC3's multi-fidelity facade,
-which takes 5 to 40 s a search, is installed into build/peers and proposes in its own process.
+ASHA. Peers: `optuna` is `create_study()` without arguments, `optuna-hyperband` multivariate TPE
+with Hyperband, `optuna-gp` and `optuna-gp-halving` its Gaussian process with Hyperband and with
+successive halving, `smac` SMAC3's multi-fidelity facade, which takes 5 to 40 s a search, is
+installed into build/peers and proposes in its own process.
 """
