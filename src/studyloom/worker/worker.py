@@ -177,7 +177,12 @@ class Worker:
                 if must_check_alone:
                     slots.begin_alone(claim, self.limits.lease)
                     must_check_alone = False
-                self.run_trial(claim, slots)
+                with self.releasing_on_stop(claim):
+                    begun = self.begin_trial(claim, slots)
+                    if begun is not None:  # None: the trial has ended without training
+                        with self.counting_lone_signal(begun.held, slots):
+                            gpu_error = self.train(begun, slots)
+                        self.finish_trial(begun, gpu_error)
                 clean_up_after_trial()
                 self.on_trial_end()
                 wait = first_wait
@@ -187,16 +192,6 @@ class Worker:
             else:  # all trials have ended
                 self.files.remove_stale()
                 return
-
-    def run_trial(self, claim: Claim, slots: SlotQueue) -> None:
-        """Runs the trial of a claimed slot to its end, or until it is released for others."""
-        with self.releasing_on_stop(claim):
-            begun = self.begin_trial(claim, slots)
-            if begun is None:  # the trial has ended without training
-                return
-            with self.counting_lone_signal(begun.held, slots):
-                gpu_error = self.train(begun, slots)
-            self.finish_trial(begun, gpu_error)
 
     def wait_for_others(self, slots: SlotQueue, seconds: float) -> None:
         """Waits while other workers hold all open slots, or while the study is paused."""
