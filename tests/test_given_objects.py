@@ -9,6 +9,7 @@ import time
 
 import optuna
 import pytest
+import torch
 from optuna.pruners import MedianPruner
 from optuna.samplers import (
     BaseSampler,
@@ -316,3 +317,54 @@ def test_a_test_that_cannot_be_called_with_params_and_seed_is_named(tmp_path):
     few = {"trials": 3, "workers": 1, "quiet": True, "run_dir": tmp_path}
     with pytest.raises(sl.ConfigError, match=r"objective\.test: .*called as \(params, seed\)"):
         sl.search(square, test=lambda params: 0, **few)
+
+
+def test_a_second_search_in_a_trial_changes_nothing_of_the_first(tmp_path):
+    def objective(trial):
+        if trial.number == 0:
+            with pytest.raises(sl.LaunchError, match="runs a study already"):
+                sl.search(lambda trial: 100.0, **FEW, run_dir=tmp_path / "second")
+        return square(trial)
+
+    with sl.search(objective, **FEW, workers=1, run_dir=tmp_path / "first") as study:
+        assert all(row["value"] < 10 for row in study.to_dicts())
+
+
+@pytest.mark.parametrize("callbacks", [3, print, [print, 3]])
+def test_callbacks_that_are_no_list_of_functions_are_named(callbacks, tmp_path):
+    with pytest.raises(sl.ConfigError, match="callbacks must be a list of functions"):
+        sl.search(square, callbacks=callbacks, **FEW, run_dir=tmp_path)
+
+
+def test_a_generator_of_callbacks_is_read_once_and_none_is_none(tmp_path):
+    numbers = []
+    callbacks = (call for call in [lambda study, trial: numbers.append(trial.number)])
+    few = {**FEW, "workers": 1, "run_dir": tmp_path}
+    sl.search(square, callbacks=callbacks, **few).close()
+    assert sorted(numbers) == [0, 1, 2, 3]
+    sl.search(square, callbacks=None, **few).close()
+
+
+def test_a_callback_that_enqueues_a_trial_is_told_how(tmp_path):
+    def enqueue(study, trial):
+        study.enqueue_trial({"x": 1.0})
+
+    with pytest.raises(NotImplementedError, match="set study="):
+        sl.search(square, callbacks=[enqueue], **FEW, workers=1, run_dir=tmp_path)
+
+
+def test_the_result_names_the_seeds_of_the_test_of_an_optuna_objective(tmp_path):
+    seeds = []
+
+    def note(params, seed):
+        seeds.append(seed)
+        return params["x"]
+
+    few = {"trials": 3, "workers": 1, "quiet": True, "run_dir": tmp_path}
+    with sl.search(square, test=note, **few) as study:
+        assert list(study.winner.details["seeds"]) == seeds
+
+
+def test_a_network_given_as_an_object_names_its_class(tmp_path):
+    with pytest.raises(sl.ConfigError, match="Linear is given as an object; give its class"):
+        sl.search(torch.nn.Linear(2, 2), maximize="accuracy", run_dir=tmp_path)

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.config.runs import read_run
 from studyloom.error_display import shorten_tracebacks
@@ -307,12 +307,14 @@ class Study:
         """The best trial of the search, as `best`, for programs of Optuna.
 
         Raises:
-            ValueError: no trial is complete.
+            ValueError: no trial is complete, or none satisfies the rule of the winner.
         """
         best = self.best
-        if best is None:
-            raise ValueError("no trial is complete yet")
-        return best
+        if best is not None:
+            return best
+        if any(trial.state == TrialState.COMPLETE for trial in self._stored.trials()):
+            raise ValueError("no complete trial satisfies winner.rule")
+        raise ValueError("no trial is complete yet")
 
     @property
     def best_params(self) -> Mapping[str, Any]:
@@ -567,7 +569,7 @@ def search(
     run_dir: str | Path | None = None,
     winner: bool | Mapping[str, Any] | None = None,
     test: Callable[..., object] | str | None = None,
-    callbacks: Sequence[Callable[[optuna.Study, FrozenTrial], object]] = (),
+    callbacks: Iterable[Callable[[optuna.Study, FrozenTrial], object]] | None = None,
     quiet: bool = False,
     **settings: Any,
 ) -> Study:
@@ -638,7 +640,8 @@ def search(
             network is tested without it.
         callbacks: functions that are called with the study and each trial of the search that ends,
             as in Optuna, but in this process, whichever process has run the trial. `study.stop()`
-            stops the study in order; an exception does too, and is then raised here.
+            stops this call and its workers in order; an exception does too, and is then raised
+            here. None: none.
         quiet: True: prints neither progress nor result.
         settings: any other key of a config, by section or dotted name: train={"epochs": 20}. A
             class or function is given as an object: loss=torch.nn.L1Loss. `studyloom keys` lists
@@ -666,14 +669,11 @@ def search(
         >>> print(study.winner.number in range(4))
         True
     """
-    from studyloom.config.invocation import write_sections
+    from studyloom.config.invocation import check_no_study_runs, write_sections
     from studyloom.definition.python_study import read_call
 
-    if not all(callable(callback) for callback in callbacks):
-        raise ConfigError(
-            "callbacks must be a list of functions (study, trial); got "
-            f"{[type(callback).__name__ for callback in callbacks]}"
-        )
+    check_no_study_runs()
+    functions = _read_callbacks(callbacks)
     if space is None:
         space = {}
     if run_dir is not None:
@@ -703,7 +703,7 @@ def search(
     invocation = write_sections(study.sections, study.run_dir)
     study.write()  # the arrays, which the sections name as files
     return _run_invocation(
-        invocation, (), quiet=quiet, is_call=True, notes=study.notes, callbacks=callbacks
+        invocation, (), quiet=quiet, is_call=True, notes=study.notes, callbacks=functions
     )
 
 
@@ -729,6 +729,21 @@ def _collect_objective_settings(maximize: object, minimize: object) -> dict[str,
     if len(metrics) == 1:
         return {"objective.metric": metrics[0], "objective.direction": directions[0]}
     return {"objective.metric": metrics, "objective.direction": directions}
+
+
+def _read_callbacks(callbacks: object) -> list[Callable[..., object]]:
+    """Returns the functions that a call of `search` gives as `callbacks`.
+
+    Raises:
+        ConfigError: they are no list of functions.
+    """
+    if callbacks is None:
+        return []
+    if isinstance(callbacks, Iterable):
+        functions = [*callbacks]
+        if all(callable(function) for function in functions):
+            return functions
+    raise ConfigError(f"callbacks must be a list of functions (study, trial); got {callbacks!r}")
 
 
 def _as_list(value: object) -> list[object]:

@@ -29,8 +29,15 @@ class CallbackStudy(optuna.Study):
         self._request_stop = request_stop
 
     def stop(self) -> None:
-        """Stops all workers of the study, as `studyloom stop`; the same call resumes it."""
+        """Stops the call of `search` and the workers that it has started; it can be repeated."""
         self._request_stop.request("a callback")
+
+    def enqueue_trial(self, *_: object, **__: object) -> None:
+        """Raises NotImplementedError: a trial beside the budget would never run."""
+        raise NotImplementedError(
+            "a callback cannot enqueue a trial: set study={'enqueue': [{…}]} before the search, or "
+            "propose a configuration by studyloom propose"
+        )
 
 
 class CallbackListener:

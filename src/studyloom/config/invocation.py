@@ -54,6 +54,10 @@ Source = str | Path | DictConfig  # what names a study: a module, a primary conf
 WRITTEN = "given"  # the name of a config that was written to files, and of its options
 DIGEST_LENGTH = 12  # characters
 _running = threading.Lock()  # Hydra's state and the environment belong to the whole process
+RUNS_ALREADY = (
+    "this process runs a study already, and can run one at a time; "
+    "start this one in another process"
+)
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,12 @@ class _HydraTask(Generic[T]):
         return self.results[0]
 
 
+def check_no_study_runs() -> None:
+    """Raises LaunchError if this process runs a study, whose objects another one would replace."""
+    if _running.locked():
+        raise LaunchError(RUNS_ALREADY)
+
+
 @contextmanager
 def _only_study_of_process() -> Iterator[None]:
     """Keeps a second study out of this process while the body runs.
@@ -170,10 +180,7 @@ def _only_study_of_process() -> Iterator[None]:
         LaunchError: the process runs another study.
     """
     if not _running.acquire(blocking=False):
-        raise LaunchError(
-            "this process runs a study already, and can run one at a time; "
-            "start this one in another process"
-        )
+        raise LaunchError(RUNS_ALREADY)
     try:
         yield
     finally:

@@ -197,7 +197,10 @@ class CallReader:
         self.trains_network = self._is_network(space, settings)
         self._target = _name_member(subject)
         self.errors = _explain_unknown_name(self._target, subject)
-        if self.errors and not self.trains_network and is_passed_as_object(subject):
+        if isinstance(subject, nn.Module):
+            class_name = type(subject).__name__
+            self.errors = [f"{class_name} is given as an object; give its class, {class_name}"]
+        elif self.errors and not self.trains_network and is_passed_as_object(subject):
             self._target = register_callable(name, subject)
             self.errors = []
 

@@ -214,10 +214,14 @@ def measure_loops(
             described = describe_predictions(network, explain)
             has_only_own_test = False
         data = describe_data(trainings, winner, test_set)
+    seeds = trainings.new_seeds
+    definition = trainings.definition
+    if definition.has_optuna_objective:
+        seeds = tuple(definition.find_test_seed(seed) for seed in seeds)
     return Tested(
         test=replace(scores, examples=examples, further=tuple(results[winner])),
         data=data,
-        seeds=trainings.new_seeds,
+        seeds=seeds,
         own_test=has_only_own_test,
         environment=current_environment(CPU),
         **vars(described),

@@ -143,10 +143,13 @@ class Reevaluated:
 
         It has not if the baseline is the best candidate itself, has no values on new seeds, may not
         win, or is alone in breaking the rule. A rule that ranks by a cost, such as the number of
-        parameters, leaves nothing to chance either.
+        parameters, leaves nothing to chance either. Neither does a baseline that has failed with
+        all seeds but one, whose value says nothing about the noise.
         """
         ranks_by_metric = self.rule.objective.name == self.search.metric
-        has_new_values = bool(self.values_by_seed(baseline))
+        values_by_seed = self.values_by_seed(baseline)
+        has_failed = baseline not in self.eligible  # with some of the seeds, if not with all
+        has_new_values = len(values_by_seed) > int(has_failed)
         may_win = self.candidates[baseline].may_win
         if not (ranks_by_metric and has_new_values and may_win) or self.best == baseline:
             return False
