@@ -1,12 +1,19 @@
 """What programs of Optuna have: objectives of any kind, objects of samplers, callbacks."""
 
+import argparse
 import functools
+import logging
+import math
 import os
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -23,6 +30,9 @@ from optuna.trial import TrialState
 
 import studyloom as sl
 from studyloom.decisions.given_samplers import copy_for_trial
+from studyloom.user_code.digests import compute_code_digests
+from studyloom.user_code.importing import find_member
+from studyloom.user_code.pickled import register_callable
 
 FEW = {"trials": 4, "winner": False, "quiet": True}
 
@@ -120,6 +130,138 @@ def test_an_edit_of_code_or_values_of_an_objective_is_refused(kind, tmp_path):
         refused = run(**changed)
         assert refused.returncode != 0
         assert "has changed since the study 'edited' began" in refused.stderr, refused.stderr
+
+
+def digest(value):
+    register_callable("given", value)
+    return compute_code_digests({"_target_": "studyloom.user_code.pickled.given"})
+
+
+class Bag:
+    def __init__(self, held=0, *, own=None):
+        self.held = held
+        self.own = own
+
+    def method(self, trial):
+        return square(trial, self.held)
+
+
+@dataclass(slots=True)
+class Slotted:
+    center: float
+
+
+class Color(Enum):
+    RED = 1
+    BLUE = 2
+
+
+def with_default(center):
+    def inner(trial, held=center):
+        return square(trial, held)
+
+    return inner
+
+
+def with_keyword_default(center):
+    def inner(trial, *, held=center):
+        return square(trial, held)
+
+    return inner
+
+
+def make_cached(center):
+    return functools.cache(make_square(center))
+
+
+WAYS = {
+    "a bound method": lambda center: Bag(center).method,
+    "an object in a closure": lambda center: make_square(Bag(center)),
+    "an object in a partial": lambda center: functools.partial(square, center=Bag(center)),
+    "an object in an attribute": lambda center: Square(Bag([Bag({"a": center})])),
+    "a partial in an attribute": lambda center: Square(functools.partial(square, center=center)),
+    "a closure in a partial": lambda center: functools.partial(square, make_square(center)),
+    "a method in a closure": lambda center: make_square(Bag(center).method),
+    "a default": with_default,
+    "a default of a keyword": with_keyword_default,
+    "a dataclass with slots": lambda center: make_square(Slotted(center)),
+    "a namespace": lambda center: make_square(argparse.Namespace(center=center)),
+    "a cached function": lambda center: make_square(make_cached(center)),
+    "a network's attribute": lambda center: make_square(torch.nn.Dropout(center / 10)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_edit_of_what_an_objective_holds_changes_its_digest(way):
+    first, again, other = (digest(WAYS[way](center)) for center in (1, 1, 2))
+    assert first == again != other
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (np.int64(1), np.int64(2)),
+        (np.float32(0.5), np.float32(0.25)),
+        (Path("a"), Path("b")),
+        (range(3), range(4)),
+        (Color.RED, Color.BLUE),
+        (torch.float32, torch.float64),
+        (np.zeros(3), np.ones(3)),
+        (math.sin, math.cos),
+        (np.sin, np.cos),
+    ],
+    ids=str,
+)
+def test_an_edit_of_a_plain_value_changes_the_digest(one, other):
+    assert digest(make_square(one)) == digest(make_square(one))
+    assert digest(make_square(one)) != digest(make_square(other))
+
+
+def test_an_edit_in_an_object_that_holds_itself_changes_its_digest():
+    def make_cyclic(center):
+        child, items, names = Bag(center), [center], {"center": center}
+        child.own = Bag(child)
+        items.append(items)
+        names["self"] = names
+        return make_square([child, items, names])
+
+    assert digest(make_cyclic(1)) == digest(make_cyclic(1)) != digest(make_cyclic(2))
+
+
+def test_objects_held_many_times_and_odd_ones_have_a_fast_digest(tmp_path):
+    nested, chain = [1], None
+    for _ in range(100):
+        nested = [nested, nested]
+    for _ in range(5000):
+        chain = Bag(chain)
+    with (tmp_path / "open").open("w") as file:
+        odd = [math, logging.getLogger("a"), file, threading.Lock(), str.upper, [].append, nested]
+        odd += [torch.nn.Linear(3, 3), torch.ones(2, device="meta"), chain, list(range(10**6))]
+        started = time.monotonic()
+        assert digest(make_square(odd)) == digest(make_square(odd))
+        assert time.monotonic() - started < 10
+
+
+class CountingSquare(Square):
+    calls = 0
+
+    def __call__(self, trial):
+        self.calls += 1
+        return super().__call__(trial)
+
+
+def test_the_same_call_resumes_with_an_object_that_its_calls_change(tmp_path):
+    counting = CountingSquare(1.0)
+    few = {**FEW, "workers": 1, "run_dir": tmp_path}
+    sl.search(counting, **{**few, "trials": 2}).close()
+    with sl.search(counting, **few) as study:
+        assert len(study.to_dicts()) == 4
+
+
+def test_the_digest_is_that_of_the_object_as_it_was_given():
+    first = digest(CountingSquare(1.0))
+    find_member("studyloom.user_code.pickled.given").calls += 1
+    assert compute_code_digests({"_target_": "studyloom.user_code.pickled.given"}) == first
 
 
 def test_an_object_that_cannot_be_sent_is_named(tmp_path):

@@ -7,6 +7,7 @@ import linecache
 import subprocess
 import sys
 import types
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -189,6 +190,21 @@ def test_the_digest_of_a_notebook_loop_covers_the_globals_it_uses(of_cells):
         assert CELL.count(old) == 1, old
         other = of_cells(CELL.replace(old, new))
         assert {key for key in used if other[key] != digests[key]} == changed, old
+
+
+@dataclass(slots=True)
+class Slotted:
+    center: float
+
+
+def test_globals_that_hold_themselves_or_have_slots_have_a_text(monkeypatch):
+    def make_text(center):
+        held = [center, Slotted(center)]
+        held.append(held)
+        monkeypatch.setattr(sys.modules["__main__"], "held", held, raising=False)
+        return find_main_globals(["__main__.held"])
+
+    assert make_text(1) == make_text(1) != make_text(2)
 
 
 def test_an_unpicklable_global_is_named_and_not_its_users(of_cells, monkeypatch):

@@ -18,27 +18,44 @@ import os
 import sys
 import textwrap
 import traceback
+from collections import deque
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, is_dataclass
+from datetime import date, time, timedelta
+from enum import Enum
 from importlib.machinery import ModuleSpec
-from pathlib import Path
-from types import CodeType, FunctionType
+from numbers import Number
+from pathlib import Path, PurePath
+from types import (
+    BuiltinMethodType,
+    CodeType,
+    FunctionType,
+    MethodType,
+    ModuleType,
+    SimpleNamespace,
+)
 from typing import Any, NamedTuple
 
 from studyloom.errors import ConfigError, raise_if_any
-from studyloom.user_code.importing import find_member, is_users_code
+from studyloom.user_code.importing import find_member, is_users_code, unwrap_callable
 from studyloom.user_code.pickled import (
     MAIN,
     REGISTERED_PREFIX,
     received_digests,
     registered_object,
+    texts_of_registered,
 )
 
 CODE = "code."  # the beginning of the key of a digest; the module follows
 DIGITS = 16  # the length of a digest: long enough to distinguish sources, short enough to read
 DATA = "data "  # the beginning of the digest of an array, a tensor or a Dataset
 MOST_NUMBERS = 1_000_000  # a larger array is sampled evenly, so that its digest stays fast
+MOST_ITEMS = 100_000  # a larger container that a given object holds is sampled evenly
+MOST_DEPTH = 40  # values that are held more deeply count by their names, to bound the recursion
+IN_PROGRESS = "..."  # the text of a value within itself
+PLAIN_TYPES = (str, bytes, bytearray, Number, range, slice, PurePath, date, time, timedelta)
+TRAINED_ATTRIBUTES = ("_parameters", "_buffers", "training")  # of a network of PyTorch
 LAMBDA = "<lambda>"  # the name that Python gives to each lambda
 NODES_WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -127,35 +144,203 @@ def _digest_main(targets: Iterable[str]) -> dict[str, str]:
 
 
 def _make_texts_of_registered(targets: Iterable[str]) -> dict[str, StableText]:
-    """Makes a text for each callable object that the program has registered, by its name."""
+    """Makes a text for each callable object that the program has registered, by its name.
+
+    The text is made once for a registered object, since its calls may change what it holds.
+    """
     texts = {}
     for target in targets:
         if target.startswith(REGISTERED_PREFIX):
+            name = target.removeprefix(REGISTERED_PREFIX)
             value = find_member(target)
-            if value is not registered_object:  # which stands for an object that is no target
-                texts[target.removeprefix(REGISTERED_PREFIX)] = _make_text_of_callable(value)
+            if value is registered_object:  # which stands for an object that is no target
+                continue
+            if name not in texts_of_registered:
+                texts_of_registered[name] = GivenObjectReader().make_text(value)
+            texts[name] = texts_of_registered[name]
     return texts
 
 
-def _make_text_of_callable(value: object) -> StableText:
-    """Makes a text for a callable object: its code, and the plain values that it holds.
+class GivenObjectReader:
+    """Makes a text for a callable object that a call gives, with all that the object holds.
 
-    They are the arguments of a `functools.partial`, the attributes of an object with `__call__`,
-    and the variables of the function around a closure.
+    A `functools.partial` holds its function and arguments, a bound method its object, a function
+    its defaults and the variables of the function around it, and an object its attributes. Objects
+    of installed packages and of Python count by the name of their class only, except for plain
+    values, containers, arrays and dataclasses: they may be large, or have no stable state.
     """
+
+    def __init__(self) -> None:
+        # The values so far, by their id, with their texts. The values are kept, since Python gives
+        # the id of a freed value to another one. A text in progress is that of a value that holds
+        # itself.
+        self._texts: dict[int, tuple[object, StableText]] = {}
+        self._module_digests: dict[str, str] = {}
+
+    def make_text(self, value: object, depth: int = 0) -> StableText:
+        """Makes a text for a value; `depth` is the number of values around it."""
+        plain_text = _make_plain_text(value)
+        if plain_text is not None:
+            return StableText(plain_text)
+        if id(value) not in self._texts:
+            self._texts[id(value)] = (value, StableText(repr(IN_PROGRESS)))
+            self._texts[id(value)] = (value, self._make_text_of_parts(value, depth))
+        return self._texts[id(value)][1]
+
+    def _make_text_of_parts(self, value: object, depth: int) -> StableText:
+        """Makes a text for a value that is not plain: its name, its code, and what it holds."""
+        with suppress(Exception):  # such as a tensor without memory, on the device "meta"
+            data_digest = digest_data(value)
+            if data_digest is not None:
+                return StableText(repr(data_digest))
+        texts = [StableText(repr(_name_kind(value))), self._make_text_of_members(value)]
+        if depth < MOST_DEPTH:
+            with suppress(Exception):  # a container of a package may not let its items be read
+                parts = _list_parts(value, is_given=depth == 0)
+                part_texts = [self.make_text(part, depth + 1) for part in parts]
+                if isinstance(value, set | frozenset):  # their order differs between processes
+                    part_texts.sort(key=lambda text: text.text)
+                texts += part_texts
+        joined = _join_texts(texts)
+        # A value may be held many times, so that its whole text would be too long.
+        return StableText(repr(digest_source(joined.text.encode())), joined.names_read)
+
+    def _make_text_of_members(self, value: object) -> StableText:
+        """Makes a text for the user's functions and classes whose code a value runs."""
+        if not _is_of_user(value):
+            return StableText(repr(""))
+        code_text = _make_text_of_code(value)
+        texts = [repr(code_text.text)]
+        for member in _find_members(value):
+            name = str(member.__module__)
+            if name not in self._module_digests:
+                module = _digest_module(member)
+                self._module_digests[name] = module.digest if module is not None else ""
+            texts.append(repr(self._module_digests[name]))
+        return StableText(f"[{', '.join(texts)}]", code_text.names_read)
+
+
+def _make_plain_text(value: object) -> str | None:
+    """Makes a text for a plain value by its `repr`; None for any other value."""
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.generic):
+        return repr(value.item())
+    if value is None or isinstance(value, PLAIN_TYPES):
+        return repr(value)
+    if numpy is not None and isinstance(value, numpy.dtype):
+        return repr(str(value))
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.dtype | torch.device):
+        return repr(str(value))
+    return None
+
+
+def _name_kind(value: object) -> str:
+    """Returns the name of a function, class or module; that of its class for another value."""
+    if isinstance(value, ModuleType):
+        return value.__name__
+    if isinstance(value, Enum):
+        return f"{type(value).__qualname__}.{value.name}"
+    is_named = inspect.isroutine(value) or isinstance(value, type)
+    if is_named and hasattr(value, "__qualname__"):
+        return str(value.__qualname__)
+    class_name = type(value).__qualname__
+    if class_name == "ufunc":  # a function of NumPy, such as numpy.sin
+        return f"{class_name} {value}"
+    return class_name
+
+
+def _is_of_user(value: object) -> bool:
+    """Returns whether the user has defined a function or class, or the class of an object."""
+    member = unwrap_callable(value)
+    if not hasattr(member, "__module__"):
+        return False
+    if member.__module__ == "__main__":
+        return True
+    file = _find_module_file(str(member.__module__))
+    if file is None:
+        return False
+    return is_users_code(Path(file).resolve())
+
+
+def _list_parts(value: object, *, is_given: bool) -> list[object]:
+    """Lists what a value holds, in an order that is the same in each process.
+
+    Args:
+        is_given: whether a call gives the value itself, so that its attributes count for sure.
+    """
+    if isinstance(value, type | ModuleType):
+        return []
     if isinstance(value, functools.partial):
-        function_text = _make_text_of_callable(value.func)
-        arguments_text = _make_stable_text([value.args, value.keywords])
-        return _join_texts([function_text, arguments_text])
-    if inspect.isfunction(value):
-        texts = [_make_text_of_code(value)]
-        for cell in value.__closure__ or ():
-            with suppress(ValueError):  # the variable has no value yet
-                texts.append(_make_stable_text(cell.cell_contents))
-        return _join_texts(texts)
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, MethodType):
+        return [value.__func__, value.__self__]
+    if isinstance(value, FunctionType):
+        return _list_parts_of_function(value)
+    if isinstance(value, Enum):
+        return [value.value]
+    if hasattr(value, "__wrapped__") and not _is_of_user(type(value)):  # by functools.cache
+        return [value.__wrapped__]
+    if isinstance(value, BuiltinMethodType):  # such as the method of a list
+        return [value.__self__]
+    parts = _list_items(value)
+    is_expanded = is_given or is_dataclass(value) or _is_of_user(value) or _is_network(value)
+    if is_expanded or isinstance(value, SimpleNamespace) or _name_kind(value) == "Namespace":
+        parts.append(_read_attributes(value))
+    return parts
+
+
+def _list_parts_of_function(function: FunctionType) -> list[object]:
+    """Lists the defaults and attributes of a function, and the variables of the one around it."""
+    parts: list[object] = [function.__defaults__, function.__kwdefaults__, vars(function)]
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # the variable has no value yet
+            parts.append(cell.cell_contents)
+    return parts
+
+
+def _list_items(value: object) -> list[object]:
+    """Lists the number of items of a container, and the items; of many, every n-th.
+
+    The keys of a dict are followed by its values. Of a large set only the number counts, since its
+    order differs between processes. The list is empty for a value that is no container.
+    """
+    if isinstance(value, Mapping):
+        items = [*value.keys(), *value.values()]
+    elif isinstance(value, list | tuple | deque | set | frozenset):
+        items = list(value)
+    else:
+        return []
+    is_large = len(items) > MOST_ITEMS
+    if is_large and isinstance(value, set | frozenset):
+        return [len(items)]
+    stride = 1 + len(items) // MOST_ITEMS  # 1 keeps all items
+    return [len(items), *items[::stride]]
+
+
+def _is_network(value: object) -> bool:
+    """Returns whether a value is a network of PyTorch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.nn.Module)
+
+
+def _read_attributes(value: object) -> dict[str, object]:
+    """Returns the attributes of an object, also those in `__slots__`.
+
+    Those of a network that training changes are left out.
+    """
+    attributes: dict[str, object] = {}
     if hasattr(value, "__dict__"):
-        return _join_texts([_make_text_of_code(value), _make_stable_text(vars(value))])
-    return _make_text_of_code(value)
+        attributes |= vars(value)
+    for class_ in type(value).__mro__:
+        for name, member in vars(class_).items():
+            if inspect.ismemberdescriptor(member):  # of `__slots__`
+                with suppress(AttributeError):  # it has no value yet
+                    attributes[name] = member.__get__(value)
+    if _is_network(value):
+        for name in TRAINED_ATTRIBUTES:
+            attributes.pop(name, None)
+    return attributes
 
 
 def _join_texts(texts: Iterable[StableText]) -> StableText:
@@ -165,7 +350,7 @@ def _join_texts(texts: Iterable[StableText]) -> StableText:
     for text in texts:
         parts.append(text.text)
         names_read += text.names_read
-    return StableText(f"[{', '.join(parts)}]", tuple(names_read))
+    return StableText(f"[{', '.join(parts)}]", tuple(dict.fromkeys(names_read)))
 
 
 def _check_not_edited(digests: Mapping[str, str]) -> None:
@@ -451,38 +636,35 @@ def _join_digests(digests: Sequence[str | None]) -> str | None:
     return DATA + hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
 
-def _make_stable_text(value: object) -> StableText:
+def _make_stable_text(value: object, holder_ids: frozenset[int] = frozenset()) -> StableText:
     """Makes a text for a value that is the same in each process.
 
     It is the `repr` of a plain value; the digest of data (an array, a tensor or a Dataset) or of
     code; or the list of the texts of the items that the value holds, in their order. The order of a
     dict counts, since the user's code may depend on it.
+
+    Args:
+        value: a value of any type.
+        holder_ids: the ids of the values that hold this one, which may hold itself.
     """
     if value is None or isinstance(value, str | bytes | int | float | complex):
         return StableText(repr(value))
     data_digest = digest_data(value)
     if data_digest is not None:
         return StableText(data_digest)
+    if id(value) in holder_ids:
+        return StableText(repr(IN_PROGRESS))
+    items: Iterable[object]
     if is_dataclass(value) and not isinstance(value, type):
-        class_and_fields = [type(value), vars(value)]
-        return _make_text_of_items(class_and_fields)
-    if isinstance(value, dict):
-        return _make_text_of_items(value.items())
-    if isinstance(value, list | tuple):
-        return _make_text_of_items(value)
-    if isinstance(value, set | frozenset):
-        return _make_text_of_items(value, is_set=True)
-    return _make_text_of_code(value)
-
-
-def _make_text_of_items(items: Iterable[object], *, is_set: bool = False) -> StableText:
-    """Makes a text for a value that holds items: a list of their texts.
-
-    Args:
-        is_set: whether the order of the items differs between processes, as that of a set does.
-    """
-    texts = [_make_stable_text(item) for item in items]
-    if is_set:
+        items = [type(value), _read_attributes(value)]
+    elif isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list | tuple | set | frozenset):
+        items = value
+    else:
+        return _make_text_of_code(value)
+    texts = [_make_stable_text(item, holder_ids | {id(value)}) for item in items]
+    if isinstance(value, set | frozenset):  # its order differs between processes
         texts.sort(key=lambda text: text.text)
     return _join_texts(texts)
 

@@ -11,6 +11,8 @@ reads only a file with that word.
 """
 
 import contextlib
+import copy
+import inspect
 import io
 import math
 import os
@@ -72,6 +74,9 @@ _inheritance = Inheritance()
 # In a worker: the digests of the program's definitions, by name. Empty in the program itself.
 received_digests: dict[str, str] = {}
 
+# The texts that `digests` has made for the registered callables, by name, before they were called.
+texts_of_registered: dict[str, Any] = {}
+
 
 def register_object(name: str, value: Any) -> dict[str, str]:
     """Registers an object of this program; returns the section that stands for it in a config."""
@@ -82,16 +87,35 @@ def register_object(name: str, value: Any) -> dict[str, str]:
 def forget_objects() -> None:
     """Forgets the objects of an earlier search, which the workers of the next one do not need."""
     _objects.clear()
+    texts_of_registered.clear()
 
 
 def register_callable(name: str, value: Any) -> str:
     """Registers an object that is called, such as a closure or a `functools.partial`.
 
+    A copy of it is registered, as each worker has one. So calls that change its attributes, such as
+    a count of them, leave the given object as it was, and the same call resumes the study.
+
     Returns:
         The dotted name by which a config names the object, as it would name a function.
     """
-    _objects[name] = value
+    _objects[name] = _copy_if_possible(value)
+    texts_of_registered.pop(name, None)
     return f"{REGISTERED_PREFIX}{name}"
+
+
+def _copy_if_possible(value: Any) -> Any:
+    """Returns a deep copy of an object, or the object if it cannot be copied or is too large.
+
+    Functions, and thus closures, are never copied: they share the variables of their program.
+    """
+    if inspect.isfunction(value):
+        return value
+    try:
+        _pickle(value, MOST_BYTES_IF_NOT_NEEDED)  # an error if its arrays are too large
+        return copy.deepcopy(value)
+    except Exception:  # an object's own __deepcopy__ or __reduce__ may raise anything
+        return value
 
 
 def __getattr__(name: str) -> Any:
