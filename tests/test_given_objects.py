@@ -29,10 +29,11 @@ from optuna.samplers import (
 from optuna.trial import TrialState
 
 import studyloom as sl
+from studyloom.cli import main
 from studyloom.decisions.given_samplers import copy_for_trial
 from studyloom.user_code.digests import compute_code_digests
 from studyloom.user_code.importing import find_member
-from studyloom.user_code.pickled import register_callable
+from studyloom.user_code.pickled import forget_objects, register_callable
 
 FEW = {"trials": 4, "winner": False, "quiet": True}
 
@@ -505,6 +506,14 @@ def test_the_result_names_the_seeds_of_the_test_of_an_optuna_objective(tmp_path)
     few = {"trials": 3, "workers": 1, "quiet": True, "run_dir": tmp_path}
     with sl.search(square, test=note, **few) as study:
         assert list(study.winner.details["seeds"]) == seeds
+
+
+def test_a_command_that_lacks_a_given_object_says_so(tmp_path, capsys):
+    few = {"trials": 2, "workers": 1, "quiet": True, "run_dir": tmp_path, "winner": False}
+    sl.search(lambda trial: square(trial), **few).close()
+    forget_objects()
+    assert main(["winner", str(tmp_path)]) == 2
+    assert "was given to studyloom.search as an object" in capsys.readouterr().err
 
 
 def test_a_network_given_as_an_object_names_its_class(tmp_path):

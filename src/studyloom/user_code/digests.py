@@ -147,12 +147,18 @@ def _make_texts_of_registered(targets: Iterable[str]) -> dict[str, StableText]:
     """Makes a text for each callable object that the program has registered, by its name.
 
     The text is made once for a registered object, since its calls may change what it holds.
+
+    Raises:
+        ConfigError: this process does not have an object that a config names.
     """
     texts = {}
     for target in targets:
         if target.startswith(REGISTERED_PREFIX):
             name = target.removeprefix(REGISTERED_PREFIX)
-            value = find_member(target)
+            try:
+                value = find_member(target)
+            except AttributeError as error:  # another program has given it
+                raise ConfigError(str(error)) from error
             if value is registered_object:  # which stands for an object that is no target
                 continue
             if name not in texts_of_registered:
