@@ -626,8 +626,8 @@ def search(
             ten results "gp", a Gaussian process, if a proposal takes at most 2% of a mean trial.
         pruner: an option ("asha", "median", "hyperband", "none", …), a pruner of Optuna, its class,
             or a mapping of settings. None: ASHA with promotion for a network, and for a loop that
-            calls `run.keep` and `run.epochs` in trial 0; the median for another loop or an Optuna
-            objective; no pruner there for several objectives.
+            calls `run.keep` and `run.epochs` in the first trial that ends well; the median for
+            another loop or an Optuna objective; no pruner there for several objectives.
         storage: an option such as "postgres", or the URL of a database. None: the variable
             STUDYLOOM_STORAGE; if it is not set, the SQLite file study.db in `run_dir`.
         run_dir: the folder for everything that the study writes. None: runs/NAME.

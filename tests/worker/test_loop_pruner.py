@@ -1,4 +1,4 @@
-"""`pruner=auto` of a custom training loop: ASHA once trial 0 has shown that trials can resume."""
+"""`pruner=auto` of a custom training loop: ASHA once a trial has shown that trials can resume."""
 
 import optuna
 import pytest
@@ -11,10 +11,12 @@ from studyloom.decisions.asha import AshaPruner
 from studyloom.decisions.auto_pruner import choose_lowest_rung
 from studyloom.decisions.strategy import Strategy
 from studyloom.definition.custom_loop import LoopDefinition
-from studyloom.storage.attributes import PAUSED, RUNG, RUNGS
-from studyloom.storage.failures import Limits
+from studyloom.objectives.objective import Objective
+from studyloom.storage.attributes import FAILURE, PAUSED, RUNG, RUNGS
+from studyloom.storage.failures import OUT_OF_MEMORY, Limits
 from studyloom.storage.opening import create_study, open_study
 from studyloom.worker.begin_search import match_stored_study
+from studyloom.worker.slots import SlotQueue
 from studyloom.worker.stage import Stage
 from studyloom.worker.worker import Worker
 
@@ -54,6 +56,33 @@ def counted(run, *, x=0.0):
     for epoch in range(9):
         run(x + epoch / 9, epoch)
     return x + 1
+
+
+def kept_at_end(run, *, x=0.0):
+    run.keep_at_end(net=torch.nn.Linear(1, 1))
+    for epoch in run.epochs(9):
+        run.report(height=x + epoch / 9)
+    return run.value
+
+
+def kept_in_files(run, *, x=0.0):
+    run.keep_at_end(net=torch.nn.Linear(1, 1))
+    first_epoch = 1
+    if run.checkpoint is not None:
+        first_epoch = int(run.checkpoint.name) + 1
+    for epoch in run.epochs(9):
+        assert epoch >= first_epoch
+        path = run.dir / str(epoch)
+        path.touch()
+        run.keep_files(path)
+        run.report(height=x + epoch / 9)
+    return run.value
+
+
+def fails_first(run, *, x=0.0):
+    if run.trial == 0:
+        raise torch.cuda.OutOfMemoryError  # such an error does not halt the study
+    return kept(run, x=x)
 
 
 def kept_by_some(run, *, x=0.0):
@@ -99,8 +128,8 @@ def find_note(definition, stored):
 def test_a_loop_that_resumes_in_trial_0_is_paused_at_rungs(define, sqlite_url, tmp_path):
     definition = define()
     stored = begin(definition, sqlite_url)
-    before = "pruner=auto: median, and asha if the loop calls run.keep and run.epochs in trial 0"
-    assert find_note(definition, stored) == before
+    before = "pruner=auto: median, and asha if the loop calls run.keep and run.epochs in the first "
+    assert find_note(definition, stored) == before + "trial that ends well"
     work(definition, stored, tmp_path)
     assert stored.optuna.user_attrs[RUNG] == 1
     trials = stored.trials()
@@ -109,11 +138,41 @@ def test_a_loop_that_resumes_in_trial_0_is_paused_at_rungs(define, sqlite_url, t
     pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
     assert len(pruned) > TRIALS / 2
     assert {trial.last_step for trial in pruned} <= {1, 3}
-    after = "pruner=auto: asha, since the loop called run.keep and run.epochs in trial 0"
-    assert find_note(definition, open_study(sqlite_url, "own")) == after
+    after = "pruner=auto: asha, since the loop called run.keep and run.epochs in the first trial "
+    assert find_note(definition, open_study(sqlite_url, "own")) == after + "that ended well"
 
 
-@pytest.mark.parametrize("loop", ["lost", "counted", "short"])
+def test_another_trial_decides_if_trial_0_fails(define, sqlite_url, tmp_path):
+    definition = define("objective._target_=test_loop_pruner.fails_first")
+    stored = begin(definition, sqlite_url)
+    work(definition, stored, tmp_path)
+    trials = stored.trials()
+    assert trials[0].user_attrs[FAILURE] == OUT_OF_MEMORY
+    assert stored.optuna.user_attrs[RUNG] == 1
+    assert RUNGS not in trials[1].user_attrs, "it was trained before the decision"
+    assert all(trial.user_attrs[RUNGS][0] == 1 for trial in trials[2:])
+
+
+def test_only_the_first_decision_is_stored(define, sqlite_url):
+    definition = define()
+    stored = begin(definition, sqlite_url)
+    stage = Stage("search", stored, definition, Strategy(definition), TRIALS)
+    slots = SlotQueue(stage, "worker", max_failures=5)
+    stored.optuna.pruner = Strategy(definition).pruner()
+    stored.optuna.set_user_attr(RUNG, 1)  # by another worker
+    slots.decide_pruner(Objective())  # it cannot resume
+    assert stored.optuna.user_attrs[RUNG] == 1
+
+
+def test_a_loop_that_keeps_files_is_paused_at_rungs(define, sqlite_url, tmp_path):
+    definition = define("objective._target_=test_loop_pruner.kept_in_files")
+    stored = begin(definition, sqlite_url)
+    work(definition, stored, tmp_path)
+    assert stored.optuna.user_attrs[RUNG] == 1
+    assert {trial.state for trial in stored.trials()} == {TrialState.COMPLETE, TrialState.PRUNED}
+
+
+@pytest.mark.parametrize("loop", ["lost", "counted", "short", "kept_at_end"])
 def test_another_loop_has_the_median_pruner(define, sqlite_url, tmp_path, loop):
     definition = define(f"objective._target_=test_loop_pruner.{loop}")
     stored = begin(definition, sqlite_url)

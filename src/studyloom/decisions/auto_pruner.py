@@ -2,8 +2,8 @@
 
 Whether a custom training loop can pause is known only when it runs: it must call `run.keep`, so
 that a trial resumes from a checkpoint, and `run.epochs`, so that its epochs are known. So the
-pruner of a loop is undecided until trial 0 has ended. Then the worker of that trial stores the
-lowest rung, the epoch at which ASHA first compares trials.
+pruner of a loop is undecided until a first trial has ended well, which is without a failure.
+Then the worker of that trial stores the lowest rung, the epoch at which ASHA first compares trials.
 """
 
 from typing import TYPE_CHECKING, ClassVar
@@ -23,16 +23,16 @@ def default_pruner(
 ) -> BasePruner:
     """Makes the pruner that `pruner=auto` stands for.
 
-    It is ASHA for networks, and for a custom training loop whose trial 0 has called `run.keep` and
-    `run.epochs`. Otherwise, and in a loop until trial 0 has ended, it is Optuna's median pruner: a
-    study that began without rungs goes on without them. The median pruner compares by one value, so
-    that with several objectives no trial is pruned.
+    It is ASHA for networks, and for a custom training loop that has called `run.keep` and
+    `run.epochs` in the first trial that ended well. Otherwise, and in a loop until then, it is
+    Optuna's median pruner: a study that began without rungs goes on without them. The median pruner
+    compares by one value, so that with several objectives no trial is pruned.
 
     Args:
         definition: The study definition.
         epochs: The number of epochs of a whole training; None if it is not known.
         stored_rung: The epoch of the lowest rung that the study has stored, 0 if it has no rungs;
-            None for a new study, and for a loop until trial 0 has ended.
+            None for a new study, and for a loop until a first trial has ended well.
     """
     asha = AshaPruner(epochs=epochs, stored_rung=stored_rung)
     trials_can_pause = not asha.check(definition)
@@ -50,13 +50,13 @@ def default_pruner(
 
 
 def choose_lowest_rung(epochs: int | None) -> int:
-    """Returns the epoch of the lowest rung of a loop, after its trial 0; 0 for no rungs.
+    """Returns the epoch of the lowest rung of a loop, after a first trial; 0 for no rungs.
 
-    It has rungs if trial 0 has shown that trials can resume, and if they have enough epochs to be
-    promoted from one rung to the next.
+    It has rungs if that trial has shown that trials can resume, and if they have enough epochs to
+    be promoted from one rung to the next.
 
     Args:
-        epochs: The number of epochs of trial 0; None if it cannot resume.
+        epochs: The number of epochs of that trial; None if it cannot resume.
     """
     asha = AshaPruner(epochs=epochs)
     if epochs is None or epochs < asha.min_resource * asha.reduction_factor:
@@ -71,9 +71,12 @@ class ExplainedPruner(BasePruner):
 
 
 class UndecidedPruner(ExplainedPruner, MedianPruner):
-    """The pruner `auto` of a custom training loop until its trial 0 has ended."""
+    """The pruner `auto` of a custom training loop until a first trial has ended well."""
 
-    note = "pruner=auto: median, and asha if the loop calls run.keep and run.epochs in trial 0"
+    note = (
+        "pruner=auto: median, and asha if the loop calls run.keep and run.epochs in the first "
+        "trial that ends well"
+    )
 
     def decide(self, lowest_rung: int) -> "LoopAshaPruner | LoopMedianPruner":
         """Returns the pruner of the other trials.
@@ -87,12 +90,15 @@ class UndecidedPruner(ExplainedPruner, MedianPruner):
 
 
 class LoopAshaPruner(ExplainedPruner, AshaPruner):
-    """The pruner `auto` of a custom training loop whose trial 0 has shown that it can resume.
+    """The pruner `auto` of a custom training loop whose first trial has shown that it can resume.
 
     A trial that cannot, as in another branch of the loop, starts again where it is promoted.
     """
 
-    note = "pruner=auto: asha, since the loop called run.keep and run.epochs in trial 0"
+    note = (
+        "pruner=auto: asha, since the loop called run.keep and run.epochs in the first trial that "
+        "ended well"
+    )
     demands_checkpoints = False
 
 
@@ -100,8 +106,8 @@ class LoopMedianPruner(ExplainedPruner, MedianPruner):
     """The pruner `auto` of a custom training loop whose trials are never paused."""
 
     note = (
-        "pruner=auto: median, since the loop did not call run.keep and run.epochs in trial 0, or "
-        "has too few epochs for asha"
+        "pruner=auto: median, since the loop did not call run.keep and run.epochs in the first "
+        "trial that ended well, or has too few epochs for asha"
     )
 
 

@@ -368,7 +368,7 @@ class Loop:
             run: the object by which the call reports values and keeps its state.
         """
         if self.must_resume and run.stage == "search":
-            if not run.can_resume:
+            if not run.may_resume:
                 raise ValueError(
                     "pruner=asha resumes trials from their checkpoints; call run.keep(net=…), "
                     "loop over run.epochs(…) and report there, or set pruner=successive_halving"

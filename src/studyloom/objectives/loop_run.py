@@ -256,6 +256,9 @@ class Run:
         self._final_parts: dict[str, object] = {}
         self._files: SavedFiles | None = None
 
+        # Whether `keep_files` was called in any epoch, of this process or of an earlier one.
+        self._has_kept_files = saved is not None and saved.get("files") is not None
+
         # The reports: the quantities of the next one, and the step and value of the last one.
         self._pending: dict[str, float] = {}
         self._last_step = -1
@@ -290,8 +293,21 @@ class Run:
 
     @property
     def can_resume(self) -> bool:
-        """True if another process can resume the trial from its last epoch."""
-        return self._has_called_epochs and self.keeps_state
+        """True if another process can resume the trial from the state of an epoch.
+
+        That state holds the objects that `keep` got, or names the files that `keep_files` got.
+        """
+        saves_state = bool(self._parts) or self._has_kept_files
+        return self._has_called_epochs and saves_state
+
+    @property
+    def may_resume(self) -> bool:
+        """True if the trial can resume, or if that may still come.
+
+        A loop that calls `keep_at_end` may call `keep_files` in a later epoch.
+        """
+        may_keep_files = bool(self._final_parts)
+        return self.can_resume or (self._has_called_epochs and may_keep_files)
 
     @property
     def value(self) -> float:
@@ -356,6 +372,7 @@ class Run:
             ValueError: the path is not below `dir`.
         """
         name = str(path.relative_to(self.dir))
+        self._has_kept_files = True
         try:
             digest = hash_files(path, durable=True)
         except OSError as error:

@@ -364,6 +364,19 @@ class StoredStudy:
             lambda connection: sql.study_attrs(connection, self.ledger.study_id, *names)
         )
 
+    def set_once(self, name: str, value: object) -> None:
+        """Stores an attribute of the study, unless it has a value other than None."""
+        ledger = self.ledger
+
+        def store(connection: Connection) -> None:
+            """Reads and stores the attribute in one transaction, which has locked the study."""
+            sql.lock_study(connection, ledger.study_id, ledger.uuid)
+            (stored_value,) = sql.study_attrs(connection, ledger.study_id, name)
+            if stored_value is None:
+                sql.set_study_attr(connection, ledger.study_id, name, value)
+
+        ledger.storage.execute(store)
+
     def rule(self) -> Rule:
         """Returns how the best trial is chosen: by the stored rule, or else the default rule."""
         (text,) = self.attributes(RULE)

@@ -83,7 +83,7 @@ def begin_search(
     if isinstance(pruner, AshaPruner):
         lowest_rung = pruner.min_resource
     elif isinstance(pruner, UndecidedPruner):
-        lowest_rung = None  # the worker of trial 0 decides it
+        lowest_rung = None  # the first trial that ends well decides it
     stored = create_study(
         url,
         str(config.study.name),

@@ -168,7 +168,7 @@ class SlotQueue:
     def follow_decided_pruner(self) -> None:
         """Takes the pruner that the study has decided on, if it was undecided until now.
 
-        `pruner=auto` of a custom training loop is undecided until the trial of slot 0 has ended.
+        `pruner=auto` of a custom training loop is undecided until a first trial has ended well.
         """
         pruner = self.stored.optuna.pruner
         if not isinstance(pruner, UndecidedPruner):
@@ -181,18 +181,19 @@ class SlotQueue:
         self._follow_pruner()
         log.info(decided_pruner.note)
 
-    def decide_pruner(self, slot: int, objective: Objective | None) -> None:
-        """Stores whether trials are paused at rungs, if that is undecided and this is slot 0.
+    def decide_pruner(self, objective: Objective | None) -> None:
+        """Stores whether trials are paused at rungs, if that is undecided.
+
+        The first trial that ends well decides. It need not be trial 0, which may fail.
 
         Args:
-            slot: The slot of a trial that was trained.
-            objective: Its objective; None if it was not made.
+            objective: The objective of a trial that ends well; None if it was not made.
         """
         is_undecided = isinstance(self.stored.optuna.pruner, UndecidedPruner)
-        if not is_undecided or slot != 0 or objective is None:
+        if not is_undecided or objective is None:
             return
         lowest_rung = choose_lowest_rung(objective.resumable_epochs)
-        self.stored.optuna.set_user_attr(RUNG, lowest_rung)
+        self.stored.set_once(RUNG, lowest_rung)  # another worker may have decided
 
     def may_stop(self, trial: FrozenTrial) -> bool:
         """Returns whether a trial may be pruned or paused, as all but the baseline may be.

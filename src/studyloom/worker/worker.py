@@ -366,7 +366,7 @@ class Worker:
             outcome = Outcome.failed(error)
 
         if outcome.failure is None:
-            slots.decide_pruner(held.claim.slot, objective)
+            slots.decide_pruner(objective)
         if draws_in_training:
             self.set_provenance(held, source.space.make_configuration(held.trial.params))
         held.store(objective)
