@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -20,9 +21,13 @@ import torch
 from optuna.pruners import MedianPruner
 from optuna.samplers import (
     BaseSampler,
+    BruteForceSampler,
     CmaEsSampler,
     GPSampler,
+    GridSampler,
     NSGAIISampler,
+    PartialFixedSampler,
+    QMCSampler,
     RandomSampler,
     TPESampler,
 )
@@ -30,7 +35,8 @@ from optuna.trial import TrialState
 
 import studyloom as sl
 from studyloom.cli import main
-from studyloom.decisions.given_samplers import copy_for_trial
+from studyloom.decisions.given_samplers import copy_for_trial, seed_sequences
+from studyloom.decisions.samplers import CmaEsSampler as CmaEsWithoutPickles
 from studyloom.user_code.digests import compute_code_digests
 from studyloom.user_code.importing import find_member
 from studyloom.user_code.pickled import forget_objects, register_callable
@@ -519,3 +525,58 @@ def test_a_command_that_lacks_a_given_object_says_so(tmp_path, capsys):
 def test_a_network_given_as_an_object_names_its_class(tmp_path):
     with pytest.raises(sl.ConfigError, match="Linear is given as an object; give its class"):
         sl.search(torch.nn.Linear(2, 2), maximize="accuracy", run_dir=tmp_path)
+
+
+# Samplers that end a study, hold others, or keep state
+
+
+def fix_nothing(sampler):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return PartialFixedSampler({}, sampler)
+
+
+@pytest.mark.parametrize("make", [lambda sampler: sampler, fix_nothing])
+@pytest.mark.parametrize("kind", ["grid", "brute force"])
+def test_a_sampler_that_ends_the_study_itself_is_refused(kind, make, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = make(GridSampler({"x": [0, 1]}) if kind == "grid" else BruteForceSampler())
+    with pytest.raises(sl.ConfigError, match=r"Sampler of Optuna ends a study .* sampler=grid"):
+        sl.search(square, sampler=sampler, **FEW, workers=1, run_dir=tmp_path)
+
+
+class OwnCmaEs(CmaEsSampler):
+    keeps_state = False
+
+
+@pytest.mark.parametrize("cmaes", [CmaEsSampler(), OwnCmaEs()])
+def test_every_cmaes_in_a_sampler_is_the_one_without_pickles(cmaes):
+    copied = copy_for_trial(fix_nothing(cmaes), seed=3)._base_sampler
+    assert isinstance(copied, CmaEsWithoutPickles)
+    assert isinstance(copied, type(cmaes))
+    assert not isinstance(cmaes, CmaEsWithoutPickles)
+
+
+def test_a_sequence_without_a_seed_begins_at_that_of_the_study():
+    for seed in (None, 5):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = QMCSampler(seed=seed)
+        seed_sequences(sampler, 3)
+        assert sampler._seed == (seed or 3)
+
+
+def test_a_sampler_with_state_begins_anew_in_each_search(tmp_path):
+    counting = Counting()
+    for name in ("first", "second"):
+        few = {**FEW, "workers": 1, "run_dir": tmp_path / name}
+        with sl.search(square, sampler=counting, **few) as study:
+            assert [row["params.x"] for row in study.to_dicts()] == [0.1, 0.2, 0.3, 0.4]
+    assert counting.count == 0
+
+
+def test_a_sampler_with_state_is_refused_with_recycled_workers(tmp_path):
+    few = {**FEW, "workers": 1, "run_dir": tmp_path, "launcher": {"recycle": 2}}
+    with pytest.raises(sl.ConfigError, match=r"sampler: keeps its state .*launcher\.recycle=2"):
+        sl.search(square, sampler=Counting(), **few)

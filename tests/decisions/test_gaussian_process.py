@@ -303,8 +303,31 @@ def test_one_enormous_loss_leaves_the_others_in_order(largest):
 
 def test_values_that_lie_together_and_infinite_ones_are_clipped():
     assert clip_bad_values(np.array([1.0, 2.0, 3.0])).tolist() == [1.0, 2.0, 3.0]
-    assert clip_bad_values(np.array([5.0, 5.0, 5.0, 5.0, -9.0])).tolist() == 5 * [5.0]
+    assert clip_bad_values(np.array([5.0, 5.0, 5.1, 5.1, -9.0])).min() > 4.8
     assert np.isfinite(clip_bad_values(np.array([-np.inf, 1.0, 2.0]))).all()
+
+
+def test_nothing_is_clipped_if_the_quartiles_are_equal():
+    accuracies = 16 * [1.0] + [0.9, 0.8, 0.5, 0.1]
+    assert clip_bad_values(np.array(accuracies)).tolist() == accuracies
+
+
+@pytest.mark.parametrize("objectives", [1, 2])
+def test_only_a_single_objective_is_clipped(objectives, monkeypatch):
+    given = []
+
+    def note(self, study, results, running, space):
+        given.extend(trial.values for trial in results)
+        return {}
+
+    monkeypatch.setattr(GaussianProcess, "_sample_relative_impl", note)
+    space = {"x": FloatDistribution(0.0, 1.0)}
+    values = [[*map(float, range(8)), 1e5][n : n + 1] * objectives for n in range(9)]
+    results = [create_trial(values=each, params={"x": 0.5}, distributions=space) for each in values]
+    study = optuna.create_study(directions=objectives * ["minimize"])
+    GaussianProcess(0).propose(study, results, [], space, [{}])
+    assert (given == values) == (objectives == 2)
+    assert [trial.values for trial in results] == values
 
 
 # Many results, and many branches

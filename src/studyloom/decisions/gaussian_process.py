@@ -92,7 +92,9 @@ class GaussianProcess(GPSampler):
         # A hyperparameter that a trial lacks counts as the middle of its range.
         filled_results = [_fill_params(trial, middle) for trial in results]
         filled_running = [_fill_params(trial, middle) for trial in running]
-        _clip_results(filled_results, study.directions)
+        if len(study.directions) == 1:
+            # With several objectives, the best of one may be by far the worst of another.
+            _clip_results(filled_results, study.directions[0])
         smooth_distributions = {
             name: _smooth_distribution(distribution) for name, distribution in distributions.items()
         }
@@ -132,25 +134,25 @@ class GaussianProcess(GPSampler):
         return best_point
 
 
-def _clip_results(results: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> None:
-    """Gives results the clipped values of each objective in place of their own.
+def _clip_results(results: Sequence[FrozenTrial], direction: StudyDirection) -> None:
+    """Gives results the clipped values in place of their own.
 
     Args:
-        results: Complete trials, which are changed.
-        directions: The direction of each objective.
+        results: Complete trials with one value each, which are changed.
+        direction: The direction of the objective.
     """
-    values = np.array([trial.values for trial in results])  # (results, objectives)
-    signs = [1.0 if direction == StudyDirection.MAXIMIZE else -1.0 for direction in directions]
-    for index, sign in enumerate(signs):
-        values[:, index] = sign * clip_bad_values(sign * values[:, index])
-    for trial, clipped in zip(results, values.tolist(), strict=True):
-        trial.values = clipped
+    sign = 1.0 if direction == StudyDirection.MAXIMIZE else -1.0
+    values = np.array([trial.value for trial in results], float)  # (results,)
+    clipped_values = sign * clip_bad_values(sign * values)
+    for trial, value in zip(results, clipped_values.tolist(), strict=True):
+        trial.value = value
 
 
 def clip_bad_values(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Raises values that are far worse than most to a *fence*; others stay as they are.
 
-    The fence of Tukey's box plots is 1.5 interquartile ranges below the lower quartile.
+    The fence of Tukey's box plots is 1.5 interquartile ranges below the lower quartile. There is
+    none if the quartiles are equal: every other value would be beyond it.
 
     Args:
         values: float (results,), of which more is better.
@@ -159,7 +161,10 @@ def clip_bad_values(values: NDArray[np.float64]) -> NDArray[np.float64]:
     if finite_values.size == 0:
         return values
     lower_quartile, upper_quartile = np.quantile(finite_values, [0.25, 0.75])
-    fence = lower_quartile - FENCE * (upper_quartile - lower_quartile)
+    interquartile_range = upper_quartile - lower_quartile
+    if interquartile_range == 0:
+        return values
+    fence = lower_quartile - FENCE * interquartile_range
     clipped_values: NDArray[np.float64] = np.maximum(values, fence)
     return clipped_values
 

@@ -4,7 +4,7 @@ The calling process keeps the object, and each worker gets a copy of it. A sampl
 its decisions from the stored trials, and keeps nothing else than its random numbers. So each trial
 gets a copy whose random numbers begin at a seed of that trial: then it does not matter which worker
 runs the trial, nor how often it was resumed. A sampler of another class may keep any state. One
-object of it serves all trials of the only worker, unless its class sets `keeps_state = False`.
+copy of it serves all trials of the only worker, unless its class sets `keeps_state = False`.
 """
 
 import copy
@@ -21,6 +21,9 @@ from studyloom.storage.optuna_internals import LazyRandomState
 
 KEEPS_STATE = "keeps_state"  # a class attribute, and a key of the sections sampler and pruner
 LARGEST_SEED = 2**31 - 1
+LARGEST_OWN_SEED = 2**32 - 1  # that a sampler of Optuna accepts
+# Samplers that end the study themselves, by `Study.stop`, which stops only one worker here.
+SAMPLERS_THAT_STOP = (optuna.samplers.GridSampler, optuna.samplers.BruteForceSampler)
 
 
 def may_keep_state(part: BaseSampler | BasePruner) -> bool:
@@ -45,9 +48,7 @@ def copy_for_trial(sampler: BaseSampler, seed: int) -> BaseSampler:
         sampler: The object that the call was given, which is not changed.
         seed: The seed of the trial.
     """
-    copied = copy.deepcopy(sampler)
-    if type(copied) is optuna.samplers.CmaEsSampler:
-        copied.__class__ = CmaEsSampler  # which reads no pickles from the database
+    copied = copy_given(sampler)
     for position, random_state in enumerate(_find_random_states(copied)):
         was_seeded = random_state._rng is not None
         own_seed = 0
@@ -55,6 +56,58 @@ def copy_for_trial(sampler: BaseSampler, seed: int) -> BaseSampler:
             own_seed = int(random_state.rng.randint(LARGEST_SEED))
         random_state.rng.seed(derive(seed, position, own_seed))
     return copied
+
+
+def copy_given(sampler: BaseSampler) -> BaseSampler:
+    """Copies a sampler; the CMA-ES in the copy reads no pickles from the database."""
+    copied = copy.deepcopy(sampler)
+    for each in _find_samplers(copied):
+        is_optunas = isinstance(each, optuna.samplers.CmaEsSampler)
+        if is_optunas and not isinstance(each, CmaEsSampler):
+            each.__class__ = _derive_cmaes(type(each))
+    return copied
+
+
+def _derive_cmaes(sampler_class: type[BaseSampler]) -> type[BaseSampler]:
+    """Returns Optuna's CMA-ES, or a class derived from it, with the methods of ours below it."""
+    if sampler_class is optuna.samplers.CmaEsSampler:
+        return CmaEsSampler
+    return type(sampler_class.__name__, (sampler_class, CmaEsSampler), {})
+
+
+def seed_sequences(sampler: BaseSampler, seed: int) -> None:
+    """Gives a seed to each quasi-random sequence that was made without one.
+
+    Optuna draws the seed of such a sequence at random, from 64 bits.
+
+    Args:
+        sampler: The sampler, which is changed, and the samplers that it holds.
+        seed: The seed of the study: all trials have their places in one sequence.
+    """
+    for each in _find_samplers(sampler):
+        if isinstance(each, optuna.samplers.QMCSampler) and each._seed > LARGEST_OWN_SEED:
+            each._seed = seed
+
+
+def check_stops(sampler: BaseSampler) -> Iterator[str]:
+    """Yields an error for each sampler that would end the study itself."""
+    for each in _find_samplers(sampler):
+        if isinstance(each, SAMPLERS_THAT_STOP):
+            yield (
+                f"sampler: {type(each).__name__} of Optuna ends a study by study.stop(); "
+                "set sampler=grid, which tries each configuration of the space once"
+            )
+
+
+def _find_samplers(sampler: BaseSampler) -> list[BaseSampler]:
+    """Returns a sampler, and the samplers that it holds, each of them once."""
+    samplers = [sampler]
+    for each in samplers:  # the list grows meanwhile
+        for value in vars(each).values():
+            is_known = any(value is other for other in samplers)
+            if isinstance(value, BaseSampler) and not is_known:
+                samplers.append(value)
+    return samplers
 
 
 def _find_random_states(sampler: BaseSampler) -> Iterator[LazyRandomState]:

@@ -27,7 +27,14 @@ from studyloom.decisions.asha import AshaPruner
 from studyloom.decisions.auto_pruner import ExplainedPruner
 from studyloom.decisions.auto_sampler import AutoSampler
 from studyloom.decisions.extrapolation import Extrapolating
-from studyloom.decisions.given_samplers import KEEPS_STATE, copy_for_trial, may_keep_state
+from studyloom.decisions.given_samplers import (
+    KEEPS_STATE,
+    check_stops,
+    copy_for_trial,
+    copy_given,
+    may_keep_state,
+    seed_sequences,
+)
 from studyloom.decisions.samplers import CmaEsSampler, GridSampler, SamplerContext
 from studyloom.errors import ConfigError
 from studyloom.installation import pip_install
@@ -101,15 +108,27 @@ class Strategy:
             sampler: BaseSampler = call_target(
                 target, section, "sampler", seed=seed, context=context
             )
-            if target is registered_object and not self._keeps_state("sampler"):
-                sampler = copy_for_trial(sampler, seed)
-            if isinstance(sampler, SAMPLERS_OF_COMPLETE_TRIALS):
-                sampler = Extrapolating(sampler)
+            if target is registered_object:
+                sampler = self._copy_given(sampler, seed)
+            sampler = _show_pruned(sampler)
             if definition.has_optuna_objective:
                 fixed_params = value_at(definition.config, "params")
                 if fixed_params:
                     sampler = PartialFixedSampler(fixed_params, sampler)
         return sampler
+
+    def _copy_given(self, sampler: BaseSampler, seed: int) -> BaseSampler:
+        """Copies a sampler that was given as an object, which may serve another study too.
+
+        Args:
+            sampler: the object.
+            seed: the seed of the trial, with which a sampler begins that keeps no state.
+        """
+        if self._keeps_state("sampler"):
+            return copy_given(sampler)
+        copied = copy_for_trial(sampler, seed)
+        seed_sequences(copied, self.definition.seed)
+        return copied
 
     def _find_seed(self, section: Mapping[str, Any], target: object, number: int) -> int:
         """Returns the seed of a trial's sampler.
@@ -284,9 +303,24 @@ class Strategy:
             )
 
     def check_workers(self, workers: int) -> Iterator[str]:
-        """Yields an error if several workers are started for a part that keeps its state."""
-        if self.keeps_state and workers > 1:
-            parts = " and ".join(self.keeps_state)
+        """Yields an error if several workers are started for a part that keeps its state.
+
+        They may be started at the same time, or one after the other by `launcher.recycle`.
+
+        Args:
+            workers: how many workers are started at the same time.
+        """
+        if not self.keeps_state:
+            return
+        parts = " and ".join(self.keeps_state)
+        recycle = value_at(self.definition.config, "launcher.recycle")
+        if recycle is not None:
+            yield (
+                f"{parts}: keeps its state in one process ({KEEPS_STATE}), and "
+                f"launcher.recycle={recycle} replaces the process; set launcher.recycle=null, or "
+                "derive the state from the trials"
+            )
+        if workers > 1:
             yield (
                 f"{parts}: keeps its state in one process ({KEEPS_STATE}), and the launcher starts "
                 f"{workers} workers; set launcher.workers=1, or derive the state from the trials"
@@ -323,6 +357,9 @@ class Strategy:
         there are several objectives, the sampler draws for a trial of a study in memory.
         """
         sampler = self.sampler(0)
+        errors = list(check_stops(sampler))
+        if errors:
+            raise ConfigError(errors)
         directions = [objective.direction for objective in self.definition.objectives]
         if len(directions) > 1:
             study = optuna.create_study(directions=directions)
@@ -343,6 +380,19 @@ class Strategy:
         study.add_trial(create_trial(state=TrialState.RUNNING, intermediate_values=reports))
         _, running_trial = study.trials
         pruner.prune(study, running_trial)
+
+
+def _show_pruned(sampler: BaseSampler) -> BaseSampler:
+    """Lets a sampler that learns only from complete trials learn from pruned ones too.
+
+    Args:
+        sampler: the sampler, or one that fixes some parameters of such a sampler.
+    """
+    if isinstance(sampler, PartialFixedSampler):
+        sampler._base_sampler = _show_pruned(sampler._base_sampler)
+    if isinstance(sampler, SAMPLERS_OF_COMPLETE_TRIALS):
+        return Extrapolating(sampler)
+    return sampler
 
 
 @contextmanager
