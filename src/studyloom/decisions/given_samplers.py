@@ -61,10 +61,10 @@ def copy_for_trial(sampler: BaseSampler, seed: int) -> BaseSampler:
 def copy_given(sampler: BaseSampler) -> BaseSampler:
     """Copies a sampler; the CMA-ES in the copy reads no pickles from the database."""
     copied = copy.deepcopy(sampler)
-    for each in _find_samplers(copied):
-        is_optunas = isinstance(each, optuna.samplers.CmaEsSampler)
-        if is_optunas and not isinstance(each, CmaEsSampler):
-            each.__class__ = _derive_cmaes(type(each))
+    for part in _find_samplers(copied):
+        is_optunas = isinstance(part, optuna.samplers.CmaEsSampler)
+        if is_optunas and not isinstance(part, CmaEsSampler):
+            part.__class__ = _derive_cmaes(type(part))
     return copied
 
 
@@ -84,17 +84,17 @@ def seed_sequences(sampler: BaseSampler, seed: int) -> None:
         sampler: The sampler, which is changed, and the samplers that it holds.
         seed: The seed of the study: all trials have their places in one sequence.
     """
-    for each in _find_samplers(sampler):
-        if isinstance(each, optuna.samplers.QMCSampler) and each._seed > LARGEST_OWN_SEED:
-            each._seed = seed
+    for part in _find_samplers(sampler):
+        if isinstance(part, optuna.samplers.QMCSampler) and part._seed > LARGEST_OWN_SEED:
+            part._seed = seed
 
 
 def check_stops(sampler: BaseSampler) -> Iterator[str]:
     """Yields an error for each sampler that would end the study itself."""
-    for each in _find_samplers(sampler):
-        if isinstance(each, SAMPLERS_THAT_STOP):
+    for part in _find_samplers(sampler):
+        if isinstance(part, SAMPLERS_THAT_STOP):
             yield (
-                f"sampler: {type(each).__name__} of Optuna ends a study by study.stop(); "
+                f"sampler: {type(part).__name__} of Optuna ends a study by study.stop(); "
                 "set sampler=grid, which tries each configuration of the space once"
             )
 
@@ -102,8 +102,8 @@ def check_stops(sampler: BaseSampler) -> Iterator[str]:
 def _find_samplers(sampler: BaseSampler) -> list[BaseSampler]:
     """Returns a sampler, and the samplers that it holds, each of them once."""
     samplers = [sampler]
-    for each in samplers:  # the list grows meanwhile
-        for value in vars(each).values():
+    for part in samplers:  # the list grows meanwhile
+        for value in vars(part).values():
             is_known = any(value is other for other in samplers)
             if isinstance(value, BaseSampler) and not is_known:
                 samplers.append(value)
@@ -112,8 +112,7 @@ def _find_samplers(sampler: BaseSampler) -> list[BaseSampler]:
 
 def _find_random_states(sampler: BaseSampler) -> Iterator[LazyRandomState]:
     """Yields the random numbers of a sampler, and of the samplers that it holds."""
-    for value in vars(sampler).values():
-        if isinstance(value, LazyRandomState):
-            yield value
-        elif isinstance(value, BaseSampler):
-            yield from _find_random_states(value)
+    for part in _find_samplers(sampler):
+        for value in vars(part).values():
+            if isinstance(value, LazyRandomState):
+                yield value
