@@ -244,25 +244,26 @@ def test_the_loop_of_the_guide_is_searched_and_tested(tmp_path):
     assert "test      winner accuracy 0." in done.stdout
 
 
+def run_program(folder, page):
+    """Runs the only Python program of a page, and returns what it prints."""
+    (code,) = blocks(PAPERS[f"{SITE}/{page}"], "python")
+    (folder / "mine.py").write_text(code)
+    command = [sys.executable, "mine.py"]
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.mark.chaos
 def test_the_objective_of_the_guide_runs_unchanged(tmp_path):
-    (code,) = blocks(PAPERS[f"{SITE}/guides/optuna-objective.md"], "python")
-    (tmp_path / "mine.py").write_text(code)
-    command = [sys.executable, "mine.py"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "20 of 20 trials" in done.stdout
+    assert "20 of 20 trials" in run_program(tmp_path, "guides/optuna-objective.md")
 
 
 @pytest.mark.chaos
 def test_the_program_of_optunas_objects_runs_unchanged(tmp_path):
-    (code,) = blocks(PAPERS[f"{SITE}/guides/from-optuna.md"], "python")
-    (tmp_path / "mine.py").write_text(code)
-    command = [sys.executable, "mine.py"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "20 of 20 trials" in done.stdout
-    assert re.search(r"^\{'x': \S+\} \S+ \d+$", done.stdout, re.MULTILINE)
+    printed = run_program(tmp_path, "guides/from-optuna.md")
+    assert "20 of 20 trials" in printed
+    assert re.search(r"^\{'x': \S+\} \S+ \d+$", printed, re.MULTILINE)
 
 
 @pytest.mark.chaos

@@ -29,6 +29,7 @@ from studyloom.config.study_config import StudyConfig
 from studyloom.data.split import Split, make_folds
 from studyloom.data.training_data import TrainingData
 from studyloom.decisions.strategy import Strategy
+from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.definition.definition import Definition
 from studyloom.definition.network import NetworkDefinition
 from studyloom.definition.prepare import find_definition_class
@@ -135,6 +136,11 @@ def ask(*overrides: str, name: str = "mnist", folder: str | Path = CONF) -> Defi
     space = _space(name, overrides)
     composer.cache_own_config(cfg)
     return definition_class(cfg, composer, space)
+
+
+def define_own_loop(folder: Path, *overrides: str) -> LoopDefinition:
+    """Returns the definition of `own.yaml` in a folder, whose objective is a loop."""
+    return LoopDefinition.from_config(*compose(*overrides, name="own", folder=folder))
 
 
 def validate_search(definition: Definition, data: TrainingData) -> None:

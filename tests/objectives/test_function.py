@@ -1,5 +1,6 @@
 """A custom training loop as the objective, from its call to the winner, on real storages."""
 
+import functools
 import math
 import random
 import sys
@@ -11,13 +12,12 @@ import pytest
 import torch
 from optuna.trial import TrialState
 from reevaluated import SPLIT
-from toys import Never, Signal, compose, validate_search
+from toys import Never, Signal, define_own_loop, validate_search
 
 from studyloom.config.study_config import StudyConfig
 from studyloom.data import Embedded
 from studyloom.data.training_data import TrainingData
 from studyloom.decisions.strategy import Strategy
-from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.definition.prepare import names_data
 from studyloom.errors import ConfigError, Halted, NoWinner, UndefinedMetric
 from studyloom.objectives.loop import Loop, LoopObjective
@@ -62,11 +62,7 @@ def curved(curve, config):
 @pytest.fixture
 def define(tmp_path):
     (tmp_path / "own.yaml").write_text(CONFIG)
-
-    def define(*overrides):
-        return LoopDefinition.from_config(*compose(*overrides, name="own", folder=tmp_path))
-
-    return define
+    return functools.partial(define_own_loop, tmp_path)
 
 
 @pytest.fixture

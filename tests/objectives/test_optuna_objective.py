@@ -10,11 +10,10 @@ from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 from test_function import run_search
 from torch import nn
-from toys import Never, Signal, compose, validate_search
+from toys import Never, Signal, define_own_loop, validate_search
 
 from studyloom.data.training_data import TrainingData
 from studyloom.decisions.warm_start import enqueue, find_warm_starts
-from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.errors import ConfigError, Halted, Interrupted
 from studyloom.objectives.user_functions import FunctionSource
 from studyloom.storage.attributes import PROVENANCE, TIMES
@@ -35,7 +34,7 @@ def define(tmp_path, monkeypatch):
 
     def define(function, *overrides):
         monkeypatch.setattr(sys.modules[__name__], "called", function)
-        return LoopDefinition.from_config(*compose(*overrides, name="own", folder=tmp_path))
+        return define_own_loop(tmp_path, *overrides)
 
     return define
 

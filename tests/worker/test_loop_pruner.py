@@ -1,16 +1,17 @@
 """`pruner=auto` of a custom training loop: ASHA once a trial has shown that trials can resume."""
 
+import functools
+
 import optuna
 import pytest
 import torch
 from optuna.trial import TrialState
-from toys import Never, compose
+from toys import Never, define_own_loop
 
 from studyloom.data.training_data import TrainingData
 from studyloom.decisions.asha import AshaPruner
 from studyloom.decisions.auto_pruner import choose_lowest_rung
 from studyloom.decisions.strategy import Strategy
-from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.objectives.objective import Objective
 from studyloom.storage.attributes import FAILURE, PAUSED, RUNG, RUNGS
 from studyloom.storage.failures import OUT_OF_MEMORY, Limits
@@ -96,11 +97,7 @@ def kept_by_some(run, *, x=0.0):
 @pytest.fixture
 def define(tmp_path):
     (tmp_path / "own.yaml").write_text(CONFIG)
-
-    def define(*overrides):
-        return LoopDefinition.from_config(*compose(*overrides, name="own", folder=tmp_path))
-
-    return define
+    return functools.partial(define_own_loop, tmp_path)
 
 
 def begin(definition, url):

@@ -1,5 +1,6 @@
 """A command as the objective: what it is told, what is read of it, and that nothing is left."""
 
+import functools
 import signal
 import subprocess
 import sys
@@ -11,11 +12,10 @@ import pytest
 from live_processes import imitate_killpg_of_macos, wait_for_zombie
 from omegaconf import OmegaConf
 from projects import COMMAND, SCRIPT, STEP, VALUE, write_project
-from toys import Never, Signal, compose, validate_search
+from toys import Never, Signal, define_own_loop, validate_search
 
 from studyloom.data.training_data import TrainingData
 from studyloom.decisions.strategy import Strategy
-from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.definition.prepare import load_data
 from studyloom.errors import CommandFailed, ConfigError
 from studyloom.extras.integrations import command as command_module
@@ -43,10 +43,7 @@ def project(tmp_path, monkeypatch):
 
 @pytest.fixture
 def ask(project):
-    def ask(*overrides):
-        return LoopDefinition.from_config(*compose(*overrides, name="own", folder=project / "conf"))
-
-    return ask
+    return functools.partial(define_own_loop, project / "conf")
 
 
 @pytest.fixture

@@ -1,16 +1,16 @@
 """An existing Hydra application as the objective: its config, its keys and its function."""
 
+import functools
 import sys
 
 import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from projects import APPLICATION, write_project
-from toys import compose, validate_search
+from toys import define_own_loop, validate_search
 
 from studyloom.config.compose import isolated_hydra
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.errors import ConfigError, UndefinedMetric
 from studyloom.extras.integrations.hydra import pick_value
 from studyloom.objectives.user_functions import build_function
@@ -44,10 +44,7 @@ def project(tmp_path, monkeypatch):
 
 @pytest.fixture
 def ask(project):
-    def ask(*overrides):
-        return LoopDefinition.from_config(*compose(*overrides, name="own", folder=project / "conf"))
-
-    return ask
+    return functools.partial(define_own_loop, project / "conf")
 
 
 def errors_of(ask, *overrides):
