@@ -361,7 +361,7 @@ def texts_without_errors(tree: ast.Module) -> set[str]:
 
 
 def test_winner_and_snapshot_hold_no_sentence():
-    """`views/words.py` makes all sentences from their data; only errors and the log speak."""
+    """`headline.py` and `words.py` of views make all sentences; only errors and the log speak."""
     for module, tree in parse_modules().items():
         if layer_of(module) == "winner" or module == "views.snapshot":
             sentences = {text for text in texts_without_errors(tree) if text.count(" ") >= 2}

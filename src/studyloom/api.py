@@ -24,7 +24,7 @@ from studyloom.storage.trial_record import TrialRecord
 from studyloom.storage.trial_tables import Rows, curve_rows, trial_rows
 from studyloom.storage.urls import start_embedded_server
 from studyloom.views.snapshot import take_snapshot
-from studyloom.views.words import format_parameters, list_facts, make_headline
+from studyloom.views.words import describe_counts, format_parameters, list_facts
 from studyloom.winner.result import Result, from_document
 
 if TYPE_CHECKING:  # torch takes two seconds to import, and reading a study does not need it
@@ -421,7 +421,7 @@ class Study:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<studyloom.Study {make_headline(take_snapshot(self._stored))}>"
+        return f"<studyloom.Study {describe_counts(take_snapshot(self._stored))}>"
 
     def _repr_html_(self) -> str:
         """Renders the study for a notebook: result, notable trials, history, and the report."""

@@ -117,12 +117,9 @@ def format_error(error: float, mean: str) -> str:
 
 
 def format_cost(value: float) -> str:
-    """Formats a cost of a network, such as its number of parameters: 50_890, 0.0412.
-
-    The text can be copied into a constraint of a config, which YAML reads with the underscores.
-    """
+    """Formats a cost of a network, such as its number of parameters: 50,890, 0.0412."""
     if value >= 100:
-        return f"{value:_.0f}"
+        return f"{value:,.0f}"
     return f"{value:.4g}"
 
 

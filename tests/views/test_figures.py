@@ -391,7 +391,7 @@ def test_each_complete_trial_is_a_point_on_the_front_beaten_or_infeasible(sqlite
     table = PageTable(("trial",), [])
     figure = figures.draw_front(stored, marked, Axis("accuracy", "plain", 1), table)
     assert figure.x.kind == "tens", "costs that differ by more than ten times"
-    assert [tick.label for tick in figure.x.ticks] == ["100", "300", "1_000", "3_000"]
+    assert [tick.label for tick in figure.x.ticks] == ["100", "300", "1,000", "3,000"]
     points = {m.name: {(round(10**x), y) for x, y in points_of(m)} for m in figure.marks}
     assert points["front"] == {(trial.values[1], trial.values[0]) for trial in stored.front()}
     assert points["front"] == {(100, 0.80), (200, 0.85), (3000, 0.95)}

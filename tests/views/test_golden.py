@@ -24,12 +24,14 @@ from toys import ask, two_sided
 from studyloom.cli import main
 from studyloom.views import doctor
 from studyloom.views.dry_run import print_dry_run
+from studyloom.views.headline import make_headline
 from studyloom.views.page import render_report
 from studyloom.views.progress import ProgressReader
 from studyloom.views.report import read_report
 from studyloom.views.result_files import write_model_card
+from studyloom.views.snapshot import take_snapshot
 from studyloom.views.terminal import describe_winner, print_trials, render_status
-from studyloom.views.words import describe_result, explain_decision
+from studyloom.views.words import explain_decision
 from studyloom.winner.assemble_result import EvaluatedWinner
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -219,9 +221,10 @@ RESULTS = {
 
 def test_a_result_reads_as_stored(searched, check_golden):
     parts = []
+    snapshot = take_snapshot(searched)
     for case, document in RESULTS.items():
         result = result_of(**deepcopy(document))
-        sentence = describe_result(result, searched)
+        sentence = make_headline(snapshot, result)
         decision = " ".join(explain_decision(result, 40, searched.sign))
         lines = [f"== {case}", "", sentence, "", *describe_winner(result, 1), "", decision, ""]
         parts.append("\n".join(lines))

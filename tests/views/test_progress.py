@@ -18,11 +18,12 @@ from studyloom.storage.command_record import (
 )
 from studyloom.storage.opening import create_study, open_study
 from studyloom.storage.stored_study import FINAL_TRAINING, REEVALUATION
+from studyloom.views.headline import make_headline
 from studyloom.views.progress import (
     ProgressReader,
 )
 from studyloom.views.report import make_time_fact, make_winner_fact
-from studyloom.views.words import describe_best, describe_stored_result
+from studyloom.views.words import describe_stored_result
 from studyloom.worker.stopping import set_control
 
 RECORD = CommandRecord(trials=4, reevaluated=True, tested=True, top=1, seeds=2)
@@ -160,7 +161,7 @@ def test_trials_of_an_optuna_study_are_counted_since_it_has_no_slots(sqlite_url)
     assert (progress.search.slots["free"], progress.has_ended) == (1, False)
     study.tell(trial, 0.5)
     study.optimize(lambda trial: trial.suggest_float("x", 0.0, 1.0), n_trials=1)
-    assert describe_best(reader.read().search).endswith("after 5 of 5 trials")
+    assert make_headline(reader.read().search).endswith("after 5 of 5 trials")
 
 
 def test_a_later_stage_counts_no_pruned_trials_of_the_search(stored, later):

@@ -16,11 +16,12 @@ from toys import begin, two_sided
 from studyloom.cli import main
 from studyloom.errors import StorageLost
 from studyloom.storage.attributes import HALTED, PAUSED, PROPOSED
+from studyloom.views.headline import make_headline
 from studyloom.views.progress import Progress, ProgressReader, StageProgress, Status
 from studyloom.views.report import write_report
 from studyloom.views.snapshot import WorkerStatus
 from studyloom.views.terminal import print_trials, render_status, watch, watch_json
-from studyloom.views.words import describe_best, make_headline
+from studyloom.views.words import describe_counts
 
 
 def shown(stands, width=80):
@@ -44,7 +45,7 @@ def test_a_trial_that_ends_between_two_reads_counts_nowhere(half_done, monkeypat
 
     monkeypatch.setattr(ledger, "counts", end_trials_first)
     progress = ProgressReader(half_done).read()
-    assert make_headline(progress.search).startswith("toy: 4 of 8 trials – 2 complete, 1 pruned")
+    assert describe_counts(progress.search).startswith("toy: 4 of 8 trials – 2 complete, 1 pruned")
     assert progress.stage_text == "search: 4 of 8 trials, 1 pruned"
 
 
@@ -56,7 +57,7 @@ def test_paused_trials_count_as_paused_where_a_trial_is_trained(half_done):
     half_done.storage.load(half_done.ledger.study_id, own._trial_id)
     progress = ProgressReader(half_done).read()
     assert progress.stage_text == "search: 4 of 8 trials, 1 pruned, 1 paused"
-    assert "2 complete, 1 pruned, 1 failed" in make_headline(progress.search)
+    assert "2 complete, 1 pruned, 1 failed" in describe_counts(progress.search)
 
 
 def test_a_running_trial_that_no_worker_holds_is_shown_as_interrupted(half_done, tmp_path):
@@ -79,8 +80,10 @@ def test_a_running_trial_that_no_worker_holds_is_shown_as_interrupted(half_done,
 
 def test_counts_have_a_comma_from_a_thousand_on():
     search = snapshot_of(free=900, done=1100, best=trial_of(0.5), complete=1047, paused=1200)
-    assert make_headline(search).startswith("toy: 1,100 of 2,000 trials – 1,047 complete, 0 pruned")
-    assert "the best after 1,100 of 2,000 trials" in describe_best(search)
+    assert describe_counts(search).startswith(
+        "toy: 1,100 of 2,000 trials – 1,047 complete, 0 pruned"
+    )
+    assert "the best after 1,100 of 2,000 trials" in make_headline(search)
     progress = Progress(search, (StageProgress("search", 1100, 900, search),), "search")
     assert progress.stage_text == "search: 1,100 of 2,000 trials, 1,200 paused"
 
@@ -253,7 +256,7 @@ def test_ctrl_c_ends_a_watch_quietly(half_done, tmp_path, monkeypatch, capsys):
 def test_two_objectives_show_the_front_with_best_baseline_and_rule(sqlite_url):
     stored = two_sided(sqlite_url, (0.9, 3000), (0.95, 2000), (0.8, 100), None, (0.79, 101))
     status = ProgressReader(stored).status()
-    assert "best 0.9500, 2_000 (trial 1)" in status.progress.line
+    assert "best 0.9500, 2,000 (trial 1)" in status.progress.line
     document = json.loads(status.as_json())
     best = document["best"]
     assert (best["trial"], best["value"], best["parameters"]) == (1, 0.95, 2000)

@@ -15,7 +15,7 @@ from studyloom.commands.recording import begin_recording, explain_missing_winner
 from studyloom.definition.definition import Definition
 from studyloom.storage.command_record import end_command, recording_end
 from studyloom.text import format_duration, plural
-from studyloom.views import dry_run, terminal, words
+from studyloom.views import dry_run, headline, terminal, words
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.winner.evaluation import Evaluation, read_evaluation
 from studyloom.worker.callbacks import TrialCallback
@@ -195,11 +195,11 @@ class StudyReporting(TrackingReporting):
         elapsed = ""
         if self.has_run_workers:
             elapsed = f", {format_duration(self.command.age())}"
-        terminal.say(console, f"\n{words.make_headline(snapshot)}{elapsed}")
+        terminal.say(console, f"\n{words.describe_counts(snapshot)}{elapsed}")
         if console.is_jupyter:  # a notebook gets a sentence instead of tables
             result_follows = evaluation.trained_stage is not None
             if not result_follows:
-                terminal.say(console, words.describe_best(snapshot))
+                terminal.say(console, headline.make_headline(snapshot))
             return
         console.print(terminal.compare_with_baseline(snapshot, console.width))
         if snapshot.rule is not None:

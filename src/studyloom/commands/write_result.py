@@ -12,8 +12,9 @@ from studyloom.errors import BrokenProcess, UndrawnReport
 from studyloom.files import is_newer, write_whole
 from studyloom.storage.command_record import store_result
 from studyloom.views import terminal
+from studyloom.views.headline import make_headline
 from studyloom.views.result_files import write_result_files
-from studyloom.views.words import describe_result
+from studyloom.views.snapshot import take_snapshot
 from studyloom.winner.assemble_result import evaluate_winner, is_result_of
 from studyloom.winner.evaluation import Evaluation, read_evaluation
 from studyloom.winner.result import Result, move_aside
@@ -116,7 +117,7 @@ def print_result(result: Result, evaluation: Evaluation, console: Console) -> No
         style = "bold green"
         if console.is_jupyter:
             style = "bold"
-    terminal.say(console, describe_result(result, stored) or "", style)
+    terminal.say(console, make_headline(take_snapshot(stored), result), style)
     best_number = None
     ranked = stored.ranked(evaluation.rule)
     if ranked:

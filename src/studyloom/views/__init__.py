@@ -14,6 +14,7 @@ __all__ = [
     "events",
     "explanations",
     "figures",
+    "headline",
     "notebook",
     "page",
     "progress",

@@ -19,6 +19,7 @@ from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import format_duration, format_parameter, mask_passwords, one_line, shorten
 from studyloom.views import figures, page, words
 from studyloom.views.charts import Block, Chart, PageTable
+from studyloom.views.headline import make_headline
 from studyloom.views.report import collect_trials_of_stages, find_period, sum_worked_seconds
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.terminal import align_rows
@@ -309,7 +310,7 @@ def render(studies: Sequence[ComparedStudy]) -> str:
 
 def _describe(study: ComparedStudy) -> str:
     """Describes a study in one sentence, after its label."""
-    sentence = words.describe_study(study.snapshot, study.stored, study.result)
+    sentence = make_headline(study.snapshot, study.result)
     return f"{study.label}: {sentence}."
 
 

@@ -733,7 +733,6 @@ def _make_cost_scale(costs: Sequence[float], title: str) -> ChartScale:
         amount = tick.coordinate
         if is_logarithmic:
             amount = 10**tick.coordinate
-        # `format_cost` writes a number that the reader may copy into the key `winner.rule`.
         ticks.append(Tick(tick.coordinate, format_cost(amount)))
     return replace(x, ticks=fit_labels(ticks, x.low, x.high))
 

@@ -11,8 +11,9 @@ from studyloom.decisions.early_end import find_end_time
 from studyloom.storage.stored_study import SEARCH
 from studyloom.storage.trial_record import TrialRecord, shown_state
 from studyloom.text import format_value, one_line
+from studyloom.views.plain_names import join_lists
 from studyloom.views.progress import Progress
-from studyloom.views.words import format_trial_values, join_lists
+from studyloom.views.words import format_trial_values
 
 LAST = 5  # trials of the current stage, next to the best
 LEAST_WIDTH = 7  # of a hyperparameter, such as 0.00082: a smaller one would change between looks

@@ -36,7 +36,7 @@ def render_study(stored: StoredStudy, run_dir: Path | None, result: Result | Non
     snapshot = take_snapshot(stored)
     table = html_table(COLUMNS, _list_notable_trials(snapshot, result))
     sentence = escape(report.head.sentence)
-    counts = escape(words.make_headline(snapshot))
+    counts = escape(words.describe_counts(snapshot))
     link = _link_report(run_dir)
     return f"<p><b>{sentence}</b></p>{table}{figure}<p>{counts}{link}</p>"
 

@@ -25,7 +25,7 @@ from studyloom.text import (
     shorten,
     shorten_names,
 )
-from studyloom.views import drawing, figures, page, words
+from studyloom.views import drawing, figures, headline, page, words
 from studyloom.views.charts import Axis, Block, PageTable
 from studyloom.views.explanations import render_explanations
 from studyloom.views.page import Absent, Paragraph, Section, draw_figure, make_section
@@ -175,7 +175,7 @@ def make_head(
         make_winner_fact(progress, result),
         make_time_fact(progress, trials, is_live=is_live),
     )
-    sentence = f"{words.describe_study(snapshot, stored, result)}."
+    sentence = f"{headline.make_headline(snapshot, result)}."
     head = page.Head(stored.name, sentence, blocks, facts)
     return replace(head, image=drawing.share(head, figure))
 

@@ -51,6 +51,7 @@ from studyloom.views.progress import (
 )
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.words import (
+    describe_counts,
     describe_stored_result,
     describe_worker,
     explain_choice,
@@ -61,7 +62,6 @@ from studyloom.views.words import (
     list_facts,
     list_front,
     list_parameters,
-    make_headline,
     name_trial,
 )
 from studyloom.winner.result import Result
@@ -515,7 +515,7 @@ def render_status(status: Status, width: int) -> RenderableType:
         if text:
             parts.append(Text(text, style=style, overflow="fold"))
 
-    add_text(make_headline(snapshot))
+    add_text(describe_counts(snapshot))
     if progress.result is not None:
         add_text(describe_stored_result(progress.result), "bold green")
     add_text(_describe_budget(snapshot))

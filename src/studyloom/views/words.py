@@ -1,23 +1,22 @@
 """The sentences about studies, which are made here from data, for all views.
 
-A study is described in one sentence that can be quoted, such as "A CNN with 16 channels, AdamW at
-0.0033: 97.7% ± 0.4 on 1,000 unseen images, 4.4 points over the baseline". Further functions explain
-a snapshot, a result with its candidates, test and ablation, and the data that a network takes.
+They explain a snapshot, a result with its candidates, test and ablation, and the data that a
+network takes. The sentence that sums up a study is made in `headline.py`.
 """
 
 import math
-import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 from optuna.trial import FrozenTrial
 
 from studyloom.metrics import METRICS, ObjectiveValue
 from studyloom.storage.stored_study import StoredStudy, value_of
-from studyloom.storage.trial_record import INTERRUPTED, TrialRecord, shown_state
+from studyloom.storage.trial_record import INTERRUPTED, shown_state
 from studyloom.text import (
     format_cost,
     format_duration,
@@ -42,14 +41,6 @@ from studyloom.winner.result import (
     Summary,
 )
 
-MOST_DETAILS = 2  # settings of a network that a sentence names
-MOST_SETTINGS = 3  # hyperparameters that a sentence names of a trial without a network
-# The keys that describe a network best, if the search varied none of its keys.
-SIZE_KEYS = ("channels", "hidden", "width", "layers")
-# Letters whose names begin with a vowel: an acronym such as MLP takes "an", and CNN takes "a".
-LETTERS_WITH_AN = "AEFHILMNORSX"
-NAMES_WITH_AN = r"[aeio]|u(?!-?net|ni)"  # the beginnings of other names with "an": not a U-Net
-NOUNS = {"Image": "images", "Sound": "recordings"}  # by the transform that makes a file an input
 MOST_PRINTED = 100  # numbers of a predicted map that are printed
 MOST_CLASSES = 3  # classes of a larger map that are printed
 NO_INTERVAL = "no interval: it needs three seeds that differ"
@@ -154,154 +145,6 @@ def map_costs(snapshot: Snapshot, trial: FrozenTrial) -> dict[str, float]:
     return dict(zip(snapshot.costs, trial.values[1:], strict=False))
 
 
-def describe_trial(trial: FrozenTrial | None, params: Mapping[str, Any]) -> str:
-    """Describes a trial: its network and optimizer, or else its first hyperparameters."""
-    config: Mapping[str, Any] = {}
-    if trial is not None:
-        config = _as_mapping(TrialRecord(trial).config)
-    network = _as_mapping(config.get("model"))
-    optimizer = _as_mapping(config.get("optimizer"))
-    parts = []
-    network_name = _class_of(network)
-    if network_name:
-        parts.append(_describe_network(network_name, network, params))
-    optimizer_name = _class_of(optimizer)
-    if optimizer_name:
-        rate = optimizer.get("lr")
-        if isinstance(rate, int | float):
-            optimizer_name += f" at {_format_briefly(rate)}"
-        parts.append(optimizer_name)
-    if not parts:
-        for key, value in [*join_lists(params).items()][:MOST_SETTINGS]:
-            _, _, last_part = key.rpartition(".")
-            parts.append(f"{last_part} {value}")
-    if not parts:
-        parts = ["The default configuration"]
-    return one_line(", ".join(parts))
-
-
-def _as_mapping(value: object) -> Mapping[str, Any]:
-    """Returns a section of a stored config; empty for a value that is no section."""
-    if isinstance(value, Mapping):
-        return value
-    return {}
-
-
-def _class_of(section: Mapping[str, Any]) -> str:
-    """Returns the name of the class or function that a section names; empty without one."""
-    return str(section.get("_target_") or "").rpartition(".")[2]
-
-
-def join_lists(params: Mapping[str, Any]) -> dict[str, str]:
-    """Formats each hyperparameter; the items of a list are joined.
-
-    A list `hidden` of the search space is stored as `hidden.length`, `hidden.0`, `hidden.1`.
-    """
-    formatted: dict[str, str] = {}
-    for key, value in params.items():
-        list_name, _, last_part = key.rpartition(".")
-        is_of_list = last_part == "length" or last_part.isdecimal()
-        if is_of_list and f"{list_name}.0" in params:
-            formatted[list_name] = _join_items(params, list_name)
-        else:
-            formatted[key] = _format_briefly(value)
-    return formatted
-
-
-def _join_items(params: Mapping[str, Any], list_name: str) -> str:
-    """Joins the items of a list of the search space: 64-32."""
-    items: list[str] = []
-    key = f"{list_name}.0"
-    while key in params:
-        items.append(_format_briefly(params[key]))
-        key = f"{list_name}.{len(items)}"
-    return "-".join(items)
-
-
-def _describe_network(name: str, network: Mapping[str, Any], params: Mapping[str, Any]) -> str:
-    """Describes a network: a CNN with 16 channels.
-
-    Args:
-        name: the name of its class.
-        network: its settings in the configuration of the trial.
-        params: the hyperparameters of the trial, of which those of the network are described.
-    """
-    cell = network.get("cell")
-    if isinstance(cell, str):  # the kind of a Recurrent, such as lstm
-        name = cell
-        if len(cell) <= 4:
-            name = cell.upper()
-    details = []
-    for key in _choose_network_keys(network, params):
-        detail = _describe_setting(key, network[key])
-        if detail:
-            details.append(detail)
-    description = f"{_choose_article(name)} {name}"
-    if details:
-        description += f" with {' and '.join(details[:MOST_DETAILS])}"
-    return description
-
-
-def _choose_network_keys(network: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
-    """Returns the keys of a network to describe: those that were searched, or else its size.
-
-    The keys of its size come first.
-    """
-    searched_keys = set()
-    for param in params:
-        if param.startswith("model."):
-            # Both `model.cnn.channels` and its first item, `model.cnn.channels[0]`, are `channels`.
-            name_of_list, _, _ = param.partition("[")
-            _, _, key = name_of_list.rpartition(".")
-            searched_keys.add(key)
-    size_keys = []
-    other_keys = []
-    for key in network:
-        if key in searched_keys and key in SIZE_KEYS:
-            size_keys.append(key)
-        elif key in searched_keys:
-            other_keys.append(key)
-    if not size_keys and not other_keys:
-        return [key for key in SIZE_KEYS if key in network]
-    return size_keys + other_keys
-
-
-def _choose_article(name: str) -> str:
-    """Returns A or An, as the name of a network is spoken: an acronym letter by letter."""
-    is_acronym = len(name) <= 4 and name.isupper()
-    if is_acronym:
-        has_vowel = name[0] in LETTERS_WITH_AN
-    else:
-        has_vowel = re.match(NAMES_WITH_AN, name.lower()) is not None
-    if has_vowel:
-        return "An"
-    return "A"
-
-
-def _describe_setting(key: str, value: object) -> str:
-    """Describes a setting of a network, such as 16 channels, hidden 64-32, or width 8.
-
-    It is empty if the setting is neither an integer nor a list of integers.
-    """
-    if isinstance(value, list | tuple):
-        has_integers = bool(value) and all(isinstance(item, int) for item in value)
-        if not has_integers:
-            return ""
-        return f"{key} {'-'.join(map(str, value))}"
-    if not isinstance(value, int) or isinstance(value, bool):
-        return ""
-    if key.endswith("s") and value != 1:
-        return f"{value} {key}"
-    return f"{key} {value}"
-
-
-def _format_briefly(value: object) -> str:
-    """Formats the value of a hyperparameter, a number with two digits."""
-    if isinstance(value, float):
-        return f"{value:.2g}"
-    return format_parameter(value)
-
-
 # Values
 
 
@@ -325,10 +168,23 @@ def _count_decimals(error: float | None) -> int:
     return min(3, max(1, -exponent))
 
 
+def _format_percentage(share: float, decimals: int) -> str:
+    """Formats a share of 1 as a percentage, without the sign %; a half is rounded up.
+
+    0.9725 and 0.9175 are 97.3 and 91.8. Python rounds a half to the even digit, so that of two
+    such values one would be rounded down and the other up.
+    """
+    if not math.isfinite(share):
+        return str(share)
+    percentage = 100 * Decimal(repr(share))  # 97.25 and not 97.2499…, as the float is written
+    digit = Decimal(1).scaleb(-decimals)  # the last one, such as 0.1
+    return str(percentage.quantize(digit, ROUND_HALF_UP))
+
+
 def format_metric(value: float, metric: str, error: float | None = None) -> str:
     """Formats a value of a metric, a share of 1 in percent."""
     if _is_share(metric, value):
-        return f"{100 * value:.{_count_decimals(error)}f}%"
+        return f"{_format_percentage(value, _count_decimals(error))}%"
     return f"{one_line(metric)} {format_value(value)}"
 
 
@@ -339,8 +195,21 @@ def format_summary(summary: Summary, metric: str) -> str:
     if error is None or summary.is_same_for_all_seeds:
         return format_metric(mean, metric)
     if _is_share(metric, mean):
-        return f"{format_metric(mean, metric, error)} ± {100 * error:.{_count_decimals(error)}f}"
+        percentage_error = _format_percentage(error, _count_decimals(error))
+        return f"{format_metric(mean, metric, error)} ± {percentage_error}"
     return f"{format_metric(mean, metric)} ± {format_error(error, format_value(mean))}"
+
+
+def format_distance(difference: Summary, winner: Summary, metric: str) -> str:
+    """Formats how far the winner is from the baseline, without a sign: shares of 1 in points.
+
+    Args:
+        winner: the values of the winner, which show whether the metric is a share of 1.
+    """
+    distance = abs(difference.mean)
+    if _is_share(metric, winner.mean):
+        return f"{_format_percentage(distance, _count_decimals(difference.std))} points"
+    return format_value(distance)
 
 
 def format_mean(summary: Summary) -> str:
@@ -404,36 +273,10 @@ def format_done(snapshot: Snapshot) -> str:
     return f"{snapshot.done:,} of {snapshot.budget:,}"
 
 
-def make_headline(snapshot: Snapshot) -> str:
+def describe_counts(snapshot: Snapshot) -> str:
     """Describes the study in one line: its name and its trials."""
     counts = ", ".join(count_trials(snapshot))
     return f"{one_line(snapshot.name)}: {format_done(snapshot)} trials – {counts}"
-
-
-def describe_best(snapshot: Snapshot) -> str:
-    """Describes the progress of the search in one sentence: its best trial so far."""
-    trials = f"{format_done(snapshot)} trials"
-    best = snapshot.best
-    best_value = value_of(best)
-    if best is None or best_value is None:
-        return begin_sentence(f"{explain_no_best(snapshot)}, after {trials}")
-    description = describe_trial(best, best.params)
-    value = format_metric(best_value, snapshot.metric)
-    sentence = f"{description}: {value} in the search, the best after {trials}"
-    baseline = snapshot.baseline
-    baseline_value = value_of(baseline)
-    if baseline is None or baseline_value is None or baseline.number == best.number:
-        return sentence
-    return f"{sentence}; the baseline has {format_metric(baseline_value, snapshot.metric)}"
-
-
-def describe_study(snapshot: Snapshot, stored: StoredStudy, result: Result | None) -> str:
-    """Describes a study in one sentence: by its tested winner, or by its best trial."""
-    if result is not None:
-        sentence = describe_result(result, stored)
-        if sentence is not None:
-            return sentence
-    return describe_best(snapshot)
 
 
 def explain_no_importances(importances: Importances) -> str:
@@ -541,62 +384,6 @@ def list_front(snapshot: Snapshot) -> list[list[str]]:
 def name_trial(candidate: Candidate) -> str:
     """Names a candidate by its trial."""
     return f"trial {candidate.trial}"
-
-
-def describe_result(result: Result, stored: StoredStudy) -> str | None:
-    """Describes a result in one sentence; None if its winner has only the value of the search.
-
-    Such a winner was neither re-evaluated with new seeds nor tested.
-    """
-    winner = result.winner
-    test = result.test
-    if test is not None:
-        value = format_summary(test.winner, stored.metric)
-        gain = _compare_with_baseline(test, stored.metric)
-        basis = f"{value} on {_describe_test_set(result, test)}{gain}"
-    elif winner.reevaluation is not None:
-        value = format_summary(winner.reevaluation, stored.metric)
-        basis = f"{value} on {plural(len(winner.values), 'new seed')}, untested"
-    else:
-        return None
-    winner_trial = None
-    for trial in stored.trials():
-        if trial.number == winner.trial:
-            winner_trial = trial
-    return f"{describe_trial(winner_trial, winner.params)}: {basis}"
-
-
-def _describe_test_set(result: Result, test: Scores) -> str:
-    """Describes the test set, such as 1,000 unseen images."""
-    data = result.data
-    noun = "examples"
-    if data is not None and data.columns:
-        noun = "rows"
-    elif data is not None and data.transform:
-        noun = NOUNS.get(_class_of(data.transform), noun)
-    if test.examples is None:
-        return f"unseen {noun}"
-    return f"{test.examples:,} unseen {noun}"
-
-
-def _compare_with_baseline(test: Scores, metric: str) -> str:
-    """Says how far the winner is from the baseline, and whether the interval includes 0."""
-    difference = test.difference
-    if difference is None:
-        return ""
-    distance = format_value(abs(difference.mean))
-    if _is_share(metric, test.winner.mean):
-        decimals = _count_decimals(difference.std)
-        distance = f"{abs(100 * difference.mean):.{decimals}f} points"
-    side = "under"
-    if difference.mean >= 0:
-        side = "over"
-    text = f", {distance} {side} the baseline"
-    if difference.interval is not None:
-        low, high = difference.interval
-        if low <= 0 <= high:
-            text += " (the 95% interval includes 0)"
-    return text
 
 
 def describe_search_value(candidate: Candidate) -> str:

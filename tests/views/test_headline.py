@@ -2,15 +2,17 @@ from copy import deepcopy
 
 import pytest
 from made_trials import a_trial
-from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from results import result_of
-from toys import fill
+from toys import fill, two_sided
 
 from studyloom.metrics import ObjectiveValue
 from studyloom.storage.attributes import BASELINE, PROVENANCE
 from studyloom.storage.opening import create_study
+from studyloom.views.headline import make_headline
+from studyloom.views.plain_names import name_plainly
 from studyloom.views.snapshot import take_snapshot
-from studyloom.views.words import describe_best, describe_result
+from studyloom.views.words import format_metric
 
 CNN = {
     "model": {"_target_": "studyloom.models.CNN", "channels": 16, "blocks": 2, "dropout": 0.0},
@@ -53,9 +55,9 @@ def changed(**keys):
 
 
 def test_the_sentence_can_be_quoted_and_claims_only_what_was_measured(stored):
-    assert describe_result(changed(), stored) == (
-        "A CNN with 16 channels, AdamW at 0.0033: 97.7% ± 0.4 on 1,000 unseen images, "
-        "4.4 points over the baseline"
+    assert make_headline(take_snapshot(stored), changed()) == (
+        "A CNN with 16 channels, AdamW, learning rate 0.0033: "
+        "97.7% ± 0.4 on 1,000 unseen images, 4.4 points over the baseline"
     )
     precise = changed(test__winner={"mean": 0.977, "std": 0.00021})
     for result, words in (
@@ -70,7 +72,7 @@ def test_the_sentence_can_be_quoted_and_claims_only_what_was_measured(stored):
         ),
         (changed(test=None), ": 97.0% ± 0.2 on 5 new seeds, untested"),
     ):
-        assert words in describe_result(result, stored)
+        assert words in make_headline(take_snapshot(stored), result)
 
 
 def test_a_network_is_described_by_its_class_and_what_was_searched(study_of):
@@ -90,7 +92,9 @@ def test_a_network_is_described_by_its_class_and_what_was_searched(study_of):
     stored = study_of([a_trial(number, **one) for number, one in enumerate(made)])
     for number, (_, params, words) in enumerate(told):
         result = changed(winner__trial=number, winner__params=params)
-        assert describe_result(result, stored).startswith(f"{words}, SGD at 0.1: ")
+        assert make_headline(take_snapshot(stored), result).startswith(
+            f"{words}, SGD, learning rate 0.1: "
+        )
 
 
 def test_a_loop_is_described_by_its_hyperparameters_and_metric(sqlite_url):
@@ -103,20 +107,21 @@ def test_a_loop_is_described_by_its_hyperparameters_and_metric(sqlite_url):
         test__winner={"mean": 12.5, "std": 0.25},
         test__difference={"mean": 0.5},
     )
-    assert describe_result(result, stored).startswith(
-        "lr 0.0012, width 64: perplexity 12.5000 ± 0.2500 on 1,000 unseen images, 0.5000 over"
+    assert make_headline(take_snapshot(stored), result).startswith(
+        "learning rate 0.0012, width 64: perplexity 12.5000 ± 0.2500 on 1,000 unseen images, "
+        "0.5000 over"
     )
 
 
 def test_an_accuracy_above_1_is_printed_as_the_loop_returns_it(study_of):
     """A loop may return percent, of which 97.7 is no share."""
     stored = study_of([a_trial(0, accuracy=90.0, **{BASELINE: True}), a_trial(1, accuracy=95.0)])
-    sentence = describe_best(take_snapshot(stored))
+    sentence = make_headline(take_snapshot(stored))
     assert "accuracy 95.0000 in the search" in sentence
     assert sentence.endswith("the baseline has accuracy 90.0000")
     difference = {"mean": 4.4, "std": 0.3, "interval": [3.0, 6.0]}
     test = {"test__winner": {"mean": 97.7, "std": 0.4}, "test__difference": difference}
-    assert describe_result(changed(**test), stored).endswith(
+    assert make_headline(take_snapshot(stored), changed(**test)).endswith(
         "accuracy 97.7000 ± 0.4000 on 1,000 unseen images, 4.4000 over the baseline"
     )
 
@@ -134,14 +139,82 @@ def test_a_list_of_the_search_space_is_one_value(sqlite_url):
     }
     stored = create_study(sqlite_url, "loop", {"asks": "nothing"}, trials=1)
     fill(stored, a_trial(0, params=params))
-    sentence = describe_best(take_snapshot(stored))
-    assert sentence.startswith("hidden 64-32, dropout 0.3-0.1, lr 0.5: ")
+    sentence = make_headline(take_snapshot(stored))
+    assert sentence.startswith("hidden 64-32, dropout 0.3-0.1, learning rate 0.5: ")
 
 
 def test_the_sentence_of_a_running_search_describes_the_best_so_far(stored, study_of):
-    assert describe_best(take_snapshot(stored)) == (
-        "A CNN with 16 channels, AdamW at 0.0033: 95.0% in the search, the best after "
+    assert make_headline(take_snapshot(stored)) == (
+        "A CNN with 16 channels, AdamW, learning rate 0.0033: 95.0% in the search, the best after "
         "2 of 40 trials; the baseline has 90.0%"
     )
-    empty = describe_best(take_snapshot(study_of(name="empty")))
+    empty = make_headline(take_snapshot(study_of(name="empty")))
     assert empty == "No trial is complete yet, after 0 of 40 trials"
+
+
+def test_a_headline_names_each_hyperparameter_by_its_shortest_unique_name():
+    equal = name_plainly(["encoder.lr", "decoder.lr", "model.dropout", "lr_decay"])
+    assert [*equal.values()] == [
+        "encoder learning rate",
+        "decoder learning rate",
+        "dropout",
+        "lr decay",
+    ]
+    long = "dropout_probability_of_the_output_projection"
+    shortened = name_plainly([f"encoder.{long}", f"decoder.{long}"])
+    assert [*shortened.values()] == [
+        "encoder dropout …tput projection",
+        "decoder dropout …tput projection",
+    ]
+    assert max(map(len, shortened.values())) <= 32
+
+
+def test_names_that_would_be_equal_without_their_middle_keep_it():
+    alike = [f"{'x' * 20}{middle}{'y' * 20}" for middle in ("left", "last")]
+    assert [*name_plainly(alike).values()] == alike
+    ambiguous = ["a_b", "a.b", "b"]
+    assert [*name_plainly(ambiguous).values()] == ambiguous
+
+
+def test_long_names_negative_numbers_and_long_choices_stay_a_sentence(sqlite_url):
+    ranges = FloatDistribution(-10.0, 10.0)
+    text = "a" * 50
+    params = {
+        "encoder.lr": (0.034, ranges),
+        "decoder.lr": (-4.7, ranges),
+        "kind": (text, CategoricalDistribution([text])),
+    }
+    stored = create_study(sqlite_url, "loop", {"asks": "nothing"}, trials=1)
+    fill(stored, a_trial(0, params=params))
+    assert make_headline(take_snapshot(stored)).startswith(
+        f"encoder learning rate 0.034, decoder learning rate −4.7, kind {'a' * 16}…{'a' * 15}: "
+    )
+
+
+@pytest.mark.parametrize(
+    ("share", "percentage"),
+    [(0.9725, "97.3%"), (0.9175, "91.8%"), (0.97249, "97.2%"), (1.0, "100.0%")],
+)
+def test_half_a_digit_is_rounded_up_and_never_to_the_even_digit(share, percentage):
+    assert format_metric(share, "accuracy") == percentage
+
+
+def test_the_headline_of_two_objectives_names_both(sqlite_url):
+    stored = two_sided(sqlite_url, (0.9, 101_770), (0.95, 18_940))
+    snapshot = take_snapshot(stored)
+    assert make_headline(snapshot) == (
+        "width 2: 95.0% with 18,940 parameters in the search, the best after 2 of 2 trials; "
+        "the baseline has 90.0% with 101,770 parameters"
+    )
+    baseline = {"trial": 0, "baseline": True, "costs": {"parameters": 101_770}}
+    tested = changed(winner__costs={"parameters": 18_940}, candidates=[baseline])
+    sentence = make_headline(snapshot, tested)
+    assert sentence.endswith(
+        "4.4 points over the baseline, with 18,940 instead of 101,770 parameters"
+    )
+    equal = changed(winner__costs={"parameters": 101_770}, candidates=[baseline])
+    assert make_headline(snapshot, equal).endswith("over the baseline, with 101,770 parameters")
+    measured = changed(winner__costs={"latency": 3.25}, test=None)
+    assert make_headline(snapshot, measured).endswith(
+        "on 5 new seeds, with latency 3.25 in the search, untested"
+    )
