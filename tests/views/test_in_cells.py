@@ -73,7 +73,7 @@ def test_a_study_shows_winner_best_and_baseline_with_their_values(searched, tmp_
     ]
     assert (
         body.find("p/b").text
-        == "lr 0.1: 92.3% ± 0.2 on 1,000 unseen examples, 2.3 points over the baseline."
+        == "learning rate 0.1: 92.3% ± 0.2 on 1,000 unseen examples, 2.3 points over the baseline."
     )
     assert [*body.iter("a")] == []
 
