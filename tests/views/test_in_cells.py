@@ -69,7 +69,7 @@ def test_a_study_shows_winner_best_and_baseline_with_their_values(searched, tmp_
     assert rows == [
         ["winner", "31", "93.1%", "92.1% ± 0.3", "92.3% ± 0.2"],
         ["best", "37", "93.7%", "91.1% ± 2.0", ""],
-        ["baseline", "0", "90.0%", "90.1% ± 0.4", "90.0% ± 1.2"],
+        ["baseline", "0", "90.0%", "90.1% ± 0.5", "90.0% ± 1.2"],
     ]
     assert (
         body.find("p/b").text
