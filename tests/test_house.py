@@ -294,6 +294,17 @@ def test_nobody_imports_extras():
             assert EXTRAS not in {layer_of(other) for other in others}, module
 
 
+def test_only_extras_and_commands_name_tune_or_sweep():
+    """`studyloom tune` adds nothing to the layers below: they run a study like any other."""
+    naming = set()
+    for module, path in FILES.items():
+        # One module refuses Hydra's own sweeps.
+        text = path.read_text().replace("the refusal of a sweep", "").replace("SWEEP", "")
+        if re.search(r"\b(tune|sweep)", text, re.IGNORECASE):
+            naming.add(layer_of(module))
+    assert naming <= {EXTRAS, "commands"}
+
+
 def test_only_commands_load_extras_by_name():
     loading = {
         layer_of(module)

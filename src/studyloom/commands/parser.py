@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from studyloom._version import __version__
-from studyloom.commands import looking, networks, studies
+from studyloom.commands import looking, networks, studies, tuning
 from studyloom.commands.options import Entry, ForUntrusted
 from studyloom.environment import variables_help
 from studyloom.text import nearest, printable
@@ -17,7 +17,7 @@ from studyloom.text import nearest, printable
 # The commands by the heading of `--help` that lists them.
 GROUPS: Mapping[str, tuple[Entry, ...]] = {
     "create and run: write a study, run it, control it, propose configurations": (
-        *(studies.new, studies.run, looking.pause, looking.resume, looking.stop),
+        *(studies.new, studies.run, tuning.tune, looking.pause, looking.resume, looking.stop),
         looking.redo,
         *(looking.ask, looking.propose, looking.mcp),
     ),
@@ -144,6 +144,8 @@ def make_parser() -> Parser:
             description="\n\n".join(paragraphs),
             epilog=format_examples(entry.examples),
             formatter_class=HelpFormatter,
+            # Options of a script that `tune` runs may begin like its own.
+            allow_abbrev=entry is not tuning.tune,
         )
         command.set_defaults(act=entry.act, parser=parser)
         add_arguments(command, entry)

@@ -24,6 +24,7 @@ PLUGINS = {
     "predict": ("predict.predicting", "predict"),
     "propose": ("proposals.asking", "print_proposed"),
     "replay": ("replay.replay", "replay"),
+    "tune": ("tune.tune", "write_study"),
     "tracking": ("trackers.projection", "make_tracking"),
 }
 

@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +93,21 @@ def run(arguments: argparse.Namespace) -> None:
     the command or config, 3 after studyloom stop, and 128 or more after a signal. Run the same
     command again to resume.
     """
+    run_source(arguments.source, arguments.overrides)
+
+
+def run_source(source: str, overrides: Sequence[str]) -> None:
+    """Runs the study of a module or primary config in this process, which is its command.
+
+    Args:
+        overrides: Hydra's, or options such as --dry-run.
+    """
     from studyloom.config.invocation import find_invocation, module_path
     from studyloom.config.main import hydra_main
 
     sys.path.insert(0, os.getcwd())  # as `python -m` does
-    invocation = find_invocation(arguments.source)
-    sys.argv[1:] = arguments.overrides
+    invocation = find_invocation(source)
+    sys.argv[1:] = overrides
 
     # Hydra calls it with the composed config, and shows the docstring that is set below.
     def run_study(cfg: Any) -> None:
@@ -110,11 +120,10 @@ def run(arguments: argparse.Namespace) -> None:
             from studyloom.worker.task import Command
 
         # `hydra_main` has removed its options from the arguments: only overrides are left.
-        program = ("-m", "studyloom", "run", arguments.source)
+        program = ("-m", "studyloom", "run", source)
         command = Command(program, tuple(sys.argv[1:]))
         command_process(StudyConfig.of(cfg), command).run()
 
-    source = arguments.source
     run_study.__doc__ = f"Runs the study {source}: studyloom run {source} [OVERRIDES]"
     with module_path(invocation.root):
         hydra_main(str(invocation.config_dir), invocation.config_name)(run_study)()

@@ -15,10 +15,10 @@ from studyloom.errors import UndefinedMetric
 from studyloom.objectives.loop_run import Run
 from studyloom.storage.attributes import COLUMNS
 
-__all__ = ["Validations", "accelerate", "command", "hydra", "lightning", "transformers"]
+__all__ = ["Validations", "accelerate", "command", "hydra", "lightning", "script", "transformers"]
 
 # The adapters that configs name, by their module, which is imported when it is used.
-ADAPTERS = {"Command": "command", "Hydra": "hydra"}
+ADAPTERS = {"Command": "command", "Hydra": "hydra", "Script": "script"}
 
 
 def __getattr__(name: str) -> Any:

@@ -100,15 +100,19 @@ class Command(Adapter):
         if value_at(config, "objective.test") is not None:
             errors.append(f"objective.test: {self.untested}; leave it out")
         errors += self._check_folders()
-        errors += _check_pattern("value", self.value)
+        errors += self._check_patterns()
+        return errors
+
+    def _check_patterns(self) -> Iterator[str]:
+        """Yields the errors in `value` and `step`."""
+        yield from check_pattern("value", self.value)
         if self.step is not None:
-            errors += _check_pattern("step", self.step)
+            yield from check_pattern("step", self.step)
         elif "checkpoint_dir" in _placeholder_names(str(self.run)):
-            errors.append(
+            yield (
                 "objective.step must be set, since the command uses {checkpoint_dir}: when it "
                 "resumes there, the values that it prints cannot be counted from 1"
             )
-        return errors
 
     def _check_folders(self) -> Iterator[str]:
         """Yields the errors in `cwd`, `keep` and `inputs`."""
@@ -157,15 +161,16 @@ class Command(Adapter):
         The winner's trainings with new seeds would then all give the same value. A command gets
         the seed by the placeholder {seed}, or its scripts read the variable STUDYLOOM_SEED.
         """
-        if value_at(config, "winner.enabled") is False:
-            return
-        reads_variable = any(SEED.name in text for _, text in self._sources())
-        has_placeholder = "seed" in _placeholder_names(self.run)
-        if not has_placeholder and not reads_variable:
+        if value_at(config, "winner.enabled") is not False and not self._uses_seed():
             yield (
                 "objective.run has no {seed}: if the script sets its seed itself, the winner's new "
                 "seeds all give the same value; pass it, such as --seed {seed}"
             )
+
+    def _uses_seed(self) -> bool:
+        """Returns True if the command names the seed of the trial, or its scripts read it."""
+        reads_variable = any(SEED.name in text for _, text in self._sources())
+        return reads_variable or "seed" in _placeholder_names(self.run)
 
     def _list_digit_notes(self) -> Iterator[str]:
         """Yields a line if a script prints its value with so few digits that trials tie."""
@@ -287,15 +292,9 @@ class Command(Adapter):
         Raises:
             CommandFailed: it printed no value, or ended with another code than 0.
         """
-        if self.step is None:  # values are counted, so the command must start from scratch
-            shutil.rmtree(run.dir, ignore_errors=True)
-            run.dir.mkdir(parents=True, exist_ok=True)
         output_file = run.dir / ".output"
-        output = Output(self.value, self.step, report=run)
-        for line in _read_earlier_lines(output_file):
-            output.read_line(line)
-
-        arguments = _fill_placeholders(self.run, _collect_placeholder_values(config, run))
+        output = self._read_earlier_output(config, run, output_file)
+        arguments = self._make_arguments(_collect_placeholder_values(config, run))
         name = _name_of_training(run)
         # A replay has no run directory, and keeps its log only while it runs.
         folder_of_logs = Path(value_at(config, "run_dir") or run.dir, "logs")
@@ -312,9 +311,29 @@ class Command(Adapter):
                 output.read_line(line)
         if process.returncode:
             raise output.make_error(f"the command ended with {WorkerExit(process.returncode)}")
+        output.end()
         if output.last_value is None:
-            raise output.make_error(f"objective.value found nothing, with the pattern {self.value}")
+            raise output.make_error_without_value()
         return output.last_value
+
+    def _read_earlier_output(
+        self, config: Mapping[str, object], run: Run, output_file: Path
+    ) -> "Output":
+        """Returns the output of a trial, with the lines that earlier attempts have printed."""
+        if self.step is None:  # values are counted, so the command must start from scratch
+            remove_files(run)
+        output = Output(self.value, self.step, report=run)
+        for line in read_earlier_lines(output_file):
+            output.read_line(line)
+        return output
+
+    def _make_arguments(self, values: Mapping[str, object]) -> list[str]:
+        """Returns the words of the command of a trial.
+
+        Args:
+            values: the values of the placeholders, by their names.
+        """
+        return [fill_placeholders(word, values) for word in shlex.split(self.run)]
 
     @contextlib.contextmanager
     def _prepared_folder(self, config: Mapping[str, object], run: Run, name: str) -> Iterator[Path]:
@@ -400,10 +419,10 @@ def _placeholder_names(run: str) -> list[str]:
     return [match["name"] for match in PLACEHOLDER.finditer(run) if match["name"]]
 
 
-def _fill_placeholders(run: str, values: Mapping[str, object]) -> list[str]:
-    """Splits a command into words, and fills values into their placeholders, as YAML writes them.
+def fill_placeholders(word: str, values: Mapping[str, object]) -> str:
+    """Fills values into the placeholders of a word of a command, as YAML writes them.
 
-    `--lr {lr}` becomes `--lr`, `0.1`; doubled braces, as in `{{lr}}`, become the text `{lr}`.
+    `--lr={lr}` becomes `--lr=0.1`; doubled braces, as in `{{lr}}`, become the text `{lr}`.
     """
 
     def replace_placeholder(match: re.Match[str]) -> str:
@@ -412,7 +431,7 @@ def _fill_placeholders(run: str, values: Mapping[str, object]) -> list[str]:
             return match["text"][1:-1]  # without the outer braces
         return format_scalar(values[match["name"]])
 
-    return [PLACEHOLDER.sub(replace_placeholder, word) for word in shlex.split(run)]
+    return PLACEHOLDER.sub(replace_placeholder, word)
 
 
 def _check_run(run: object, names: Sequence[str]) -> Iterator[str]:
@@ -469,7 +488,7 @@ def _check_space(run: object, space: Space) -> Iterator[str]:
 # The output of a command
 
 
-def _check_pattern(group: str, pattern: str) -> Iterator[str]:
+def check_pattern(group: str, pattern: str) -> Iterator[str]:
     """Yields the errors of the pattern of objective.value or objective.step.
 
     Args:
@@ -520,8 +539,7 @@ class Output:
         Raises:
             CommandFailed: the match is not a number.
         """
-        if line.strip():
-            self.last_lines.append(shorten(line.rstrip(), MAX_SHOWN_WIDTH))
+        self._note_line(line)
         if self.step is not None:
             step_match = re.search(self.step, line)
             if step_match is not None:
@@ -539,6 +557,14 @@ class Output:
             self.last_step = step
             self.last_value = value
             self.report(value, step)
+
+    def end(self) -> None:
+        """Ends the output: no further line comes."""
+
+    def _note_line(self, line: str) -> None:
+        """Keeps a line for errors, unless it is blank."""
+        if line.strip():
+            self.last_lines.append(shorten(line.rstrip(), MAX_SHOWN_WIDTH))
 
     def _parse(self, group: str, match: re.Match[str], kind: type[int] | type[float]) -> float:
         """Returns the number in a named group of a match, or in its only group without names.
@@ -564,6 +590,10 @@ class Output:
                 f"{match.re.pattern}"
             ) from None
 
+    def make_error_without_value(self) -> CommandFailed:
+        """Makes the error that the command has printed no value."""
+        return self.make_error(f"objective.value found nothing, with the pattern {self.value}")
+
     def make_error(self, reason: str) -> CommandFailed:
         """Makes an error that holds the last lines, and shows some of them in its message."""
         printed = "it printed nothing"
@@ -573,7 +603,13 @@ class Output:
         return CommandFailed(f"{reason}; {printed}", "\n".join(self.last_lines))
 
 
-def _read_earlier_lines(output_file: Path) -> Iterator[str]:
+def remove_files(run: Run) -> None:
+    """Removes the files that earlier attempts at a trial have left in its folder."""
+    shutil.rmtree(run.dir, ignore_errors=True)
+    run.dir.mkdir(parents=True, exist_ok=True)
+
+
+def read_earlier_lines(output_file: Path) -> Iterator[str]:
     """Yields the lines that earlier attempts at a trial have printed, without an incomplete one.
 
     A kill may have cut the last line. It is removed from the file too, since the first line of the

@@ -1,0 +1,85 @@
+"""`studyloom tune`: searches for the arguments of a training script."""
+
+import argparse
+
+from studyloom.commands.options import argument, command, either
+from studyloom.commands.plugins import load_plugin
+from studyloom.commands.studies import run_source
+
+
+@command(
+    "search for the best arguments of a training script",
+    either(
+        argument("--maximize", "NAME", "the printed value to maximize, such as val_acc"),
+        argument("--minimize", "NAME", "the printed value to minimize, such as val_loss"),
+        required=True,
+    ),
+    argument("--trials", "N", "the number of trials (default: 40)", type=int),
+    argument("--workers", "N", "worker processes (default: one for each GPU or core)", type=int),
+    argument("--name", "NAME", "the name of the study (default: that of the script)"),
+    argument("--value", "REGEX", "finds the value in a line, instead of its name", default=""),
+    argument("--step", "REGEX", "finds the step in a line, instead of epoch, step or iter"),
+    argument(
+        *("--fixed", "ARGUMENT"),
+        "an argument that is passed as it is, although its value looks like a range or list",
+        action="append",
+        default=[],
+    ),
+    argument(
+        *("--set", "KEY=VALUE"),
+        "a key of the study, such as study.timeout=3600; see studyloom keys",
+        action="append",
+        default=[],
+        dest="settings",
+    ),
+    argument(
+        *("-m", "MODULE"),
+        "a module and its arguments, as python -m takes them",
+        nargs=argparse.REMAINDER,
+        dest="module",
+    ),
+    argument(
+        *("program", "PROGRAM"),
+        "the script, such as train.py, or a program that starts it, such as torchrun; and its "
+        "arguments: LOW:HIGH, LOW:HIGH:log, LOW:HIGH:STEP and A,B are searched, all others passed",
+        nargs=argparse.REMAINDER,
+    ),
+    examples=[
+        "studyloom tune --maximize val_acc train.py --lr 1e-4:1e-1:log --act relu,gelu",
+        "studyloom tune --minimize loss --trials 20 -m mine.train lr=1e-4:1e-1:log@1e-3",
+        "studyloom tune --maximize acc torchrun --nproc_per_node=2 train.py --width=16:256",
+    ],
+)
+def tune(arguments: argparse.Namespace) -> None:
+    """Runs a script as it is, with other arguments in each trial, and reads its value in the lines
+    that it prints: val_acc=0.93, 'val_acc': 0.93, a table. The options of studyloom come first,
+    then the script with its arguments. The baseline has the script's own defaults.
+
+    It is an ordinary study: the same command resumes it, and more --trials continue it.
+    """
+    metric = arguments.maximize
+    direction = "maximize"
+    if metric is None:
+        metric = arguments.minimize
+        direction = "minimize"
+    program = arguments.program
+    if arguments.module is not None:
+        program = ["-m", *arguments.module]
+    elif program[:1] == ["--"]:
+        program = program[1:]
+    overrides = []
+    if arguments.trials is not None:
+        overrides.append(f"study.trials={arguments.trials}")
+    if arguments.workers is not None:
+        overrides.append(f"launcher.workers={arguments.workers}")
+    study = load_plugin("tune")(
+        program,
+        metric=metric,
+        direction=direction,
+        name=arguments.name,
+        fixed=arguments.fixed,
+        value=arguments.value,
+        step=arguments.step,
+        overrides=[*overrides, *arguments.settings],
+    )
+    run_source(str(study.config), study.overrides)

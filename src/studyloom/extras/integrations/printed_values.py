@@ -1,0 +1,165 @@
+"""Named values and steps in the lines that a training script prints.
+
+A named value is a number after its name: `val_acc=0.93`, `val acc: 0.93`, `'val_acc': 0.93`, or
+`"val_acc": 0.93` in a line of JSON. In a table the names stand in a header, and each later line has
+a number for each of them. A step is the number after the word epoch, step or iter.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?(?:nan|inf)"
+# Between a name and its number: `=`, `:`, the bar of a table or blanks; then perhaps `tensor(`.
+SEPARATOR = r"['\"]?(?:\s*(?:[=:|]|->)\s*|\s+)(?:[A-Za-z][\w.]*\()?"
+START_OF_NAME = r"(?<![\w./-])"
+NO_BEST = r"(?<![Bb]est )(?<!BEST )(?<![Bb]est: )"  # "best val_acc 0.95" repeats an earlier value
+WORD = r"[A-Za-z_][\w./@-]*"
+NAMED_NUMBER = re.compile(
+    rf"{START_OF_NAME}(?P<name>{WORD}(?: {WORD}){{0,2}}){SEPARATOR}(?P<value>{NUMBER})(?!\w)"
+)
+BARE_NUMBER = re.compile(rf"(?<![\w.])(?:{NUMBER})(?![\w.])")
+# The words before the number of a step, the one that counts before the others.
+STEP_KINDS = ("epoch", "step", "iter")
+STEP_PATTERNS = {
+    "epoch": re.compile(r"(?i)(?<![a-z_])epoch['\"]?\s*[=:#|]?\s*[\[(]?\s*(?P<step>\d+(?:\.0+)?)"),
+    "step": re.compile(
+        r"(?i)(?<![a-z_])(?:global_)?step['\"]?\s*[=:#|]?\s*[\[(]?\s*(?P<step>\d+(?:\.0+)?)"
+    ),
+    "iter": re.compile(
+        r"(?i)(?<![a-z_])iter(?:ation)?['\"]?\s*[=:#|]?\s*[\[(]?\s*(?P<step>\d+(?:\.0+)?)"
+    ),
+}
+COLOR_CODE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+TABLE_BORDER = re.compile(r"[│┃║]")
+
+
+@dataclass(frozen=True)
+class PrintedNumber:
+    """A number as it was printed.
+
+    Attributes:
+        text: the number, such as 0.930.
+        steps: the numbers of the steps in the same line, by their kind: epoch, step or iter.
+    """
+
+    text: str
+    steps: Mapping[str, int]
+
+    @property
+    def significant_digits(self) -> int:
+        """The number of its digits without zeros at the front: 3 for 0.930 and for 93.0."""
+        mantissa = re.split("[eE]", self.text)[0]
+        digits = re.sub(r"\D", "", mantissa)
+        return len(digits.lstrip("0"))
+
+
+@dataclass
+class NamedValueReader:
+    """Finds the value of one name in lines, which may be rows of a table whose header came before.
+
+    Args:
+        name: the name of the value, such as val_acc or "val acc".
+
+    Example:
+        >>> reader = NamedValueReader("val_acc")
+        >>> reader.read("epoch 3: loss=0.31, val_acc=0.93")
+        PrintedNumber(text='0.93', steps={'epoch': 3})
+        >>> reader.read("loss=0.31")
+    """
+
+    name: str
+    _pattern: re.Pattern[str] = field(init=False, repr=False)
+    _header: Sequence[str] = ()  # the names of the columns of the last table
+
+    def __post_init__(self) -> None:
+        pattern = r"\s+".join(re.escape(word) for word in self.name.split())
+        self._pattern = re.compile(
+            rf"{START_OF_NAME}{NO_BEST}{pattern}{SEPARATOR}(?P<value>{NUMBER})(?!\w)"
+        )
+
+    def read(self, line: str) -> PrintedNumber | None:
+        """Returns the last value of the name in a line, with the steps there; None without one."""
+        line = clean_line(line)
+        texts = [match["value"] for match in self._pattern.finditer(line)]
+        if texts:
+            return PrintedNumber(texts[-1], find_steps(line))
+        if self._is_header(line):
+            self._header = split_cells(line)
+            return None
+        return self._read_row(line)
+
+    def _is_header(self, line: str) -> bool:
+        """Returns True if a line has the name in a cell of its own, and no number."""
+        cells = split_cells(line)
+        has_number = any(BARE_NUMBER.fullmatch(cell) for cell in cells)
+        return len(cells) > 1 and self.name in cells and not has_number
+
+    def _read_row(self, line: str) -> PrintedNumber | None:
+        """Returns the value in a row of the last table; None if the line is no row of it."""
+        cells = split_cells(line)
+        if not self._header or len(cells) != len(self._header):
+            return None
+        has_separators = any(separator in line for separator in "|,\t")
+        numbers = [cell for cell in cells if BARE_NUMBER.fullmatch(cell)]
+        # Words of a sentence are as many as the columns by chance; so each must be a number.
+        if not has_separators and len(numbers) < len(cells):
+            return None
+        row = dict(zip(self._header, cells, strict=True))
+        if row[self.name] not in numbers:
+            return None
+        steps = {}
+        for column, cell in row.items():
+            kind = column.lower()
+            if kind in STEP_KINDS and re.fullmatch(r"\d+(\.0+)?", cell):
+                steps[kind] = int(float(cell))
+        return PrintedNumber(row[self.name], steps)
+
+
+def clean_line(line: str) -> str:
+    """Returns a line without the codes of colors, and with plain bars in a table."""
+    return TABLE_BORDER.sub("|", COLOR_CODE.sub("", line))
+
+
+def split_cells(line: str) -> list[str]:
+    """Splits a line into the cells of a table: at bars, commas or tabs, or else at blanks."""
+    line = line.strip()
+    for separator in "|,\t":
+        if separator in line:
+            cells = line.strip("|").split(separator)
+            return [cell.strip().strip("'\"") for cell in cells]
+    cells = re.split(r"\s{2,}", line)
+    are_numbers = all(BARE_NUMBER.fullmatch(cell) for cell in line.split())
+    if len(cells) > 1 and not are_numbers:
+        return cells  # names such as "val loss" have a blank
+    return line.split()
+
+
+def find_steps(line: str) -> dict[str, int]:
+    """Returns the numbers of the steps in a line, by their kind: epoch, step or iter.
+
+    Example:
+        >>> find_steps("Epoch [3/10] step 40: loss 0.31")
+        {'epoch': 3, 'step': 40}
+    """
+    steps = {}
+    for kind, pattern in STEP_PATTERNS.items():
+        match = pattern.search(line)
+        if match is not None:
+            steps[kind] = int(float(match["step"]))
+    return steps
+
+
+def find_named_numbers(line: str) -> dict[str, str]:
+    """Returns each name in a line that a number follows, with the number as printed.
+
+    Example:
+        >>> find_named_numbers("train loss 4.2, val loss 4.1")
+        {'train loss': '4.2', 'val loss': '4.1'}
+    """
+    return {match["name"]: match["value"] for match in NAMED_NUMBER.finditer(clean_line(line))}
+
+
+def find_unnamed_numbers(line: str) -> list[str]:
+    """Returns the numbers in a line that follow no name, as printed."""
+    return BARE_NUMBER.findall(NAMED_NUMBER.sub("", clean_line(line)))

@@ -1,0 +1,6 @@
+"""Searches for the arguments of a training script from one command line: `studyloom tune`.
+
+`command_line.py` turns the words of the command line into a `Search`, with the defaults that
+`declared_arguments.py` reads in the script. `search.py` turns that into the config of an ordinary
+study, whose objective is `studyloom.extras.integrations.Script`.
+"""

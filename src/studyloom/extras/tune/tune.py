@@ -1,0 +1,89 @@
+"""The door of `studyloom tune`: writes the study of a command line, and says what will run."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+
+from studyloom.config.overrides import Override
+from studyloom.extras.tune.command_line import parse_search
+from studyloom.extras.tune.search import Search, has_other_study, write_config
+from studyloom.metrics import Direction
+from studyloom.processes import print_at_once
+from studyloom.text import printable
+
+RUNS = Path("runs")  # the folder of the run directories
+
+
+@dataclass(frozen=True)
+class WrittenStudy:
+    """A study that `studyloom run CONFIG OVERRIDES` runs."""
+
+    config: Path
+    overrides: list[str]
+
+
+def write_study(
+    program: Sequence[str],
+    *,
+    metric: str,
+    direction: Direction,
+    name: str | None = None,
+    fixed: Sequence[str] = (),
+    value: str = "",
+    step: str | None = None,
+    overrides: Sequence[str] = (),
+) -> WrittenStudy:
+    """Writes the config of the search that a command line describes, and prints what it runs.
+
+    The arguments are those of `parse_search`.
+
+    Args:
+        name: the name of the study. None for that of the script; if a study of another search has
+            the name, a number is added, so that the same command line finds its study again.
+        overrides: of the study, such as study.trials=50.
+
+    Raises:
+        ConfigError: all errors in the command line.
+    """
+    parsed = parse_search(
+        program,
+        metric=metric,
+        direction=direction,
+        fixed=fixed,
+        value=value,
+        step=step,
+    )
+    search = parsed.search
+    notes = [*parsed.notes]
+    run_dir = None
+    for text in overrides:
+        override = Override.parse(text)
+        if override.key == "run_dir" and override.value:
+            run_dir = Path(override.value)
+    if name is not None:
+        search = replace(search, name=name)
+    elif run_dir is None:
+        search = _choose_name(search)
+        if search.name != parsed.search.name:
+            notes.append(
+                f"{RUNS / parsed.search.name} has a study of another search; this one is "
+                f"{search.name} (--name chooses another name)"
+            )
+    config = write_config(search, run_dir or RUNS / search.name)
+    for note in notes:
+        print_at_once(printable(note))
+    command = shlex.join(["studyloom", "run", str(config), *overrides])
+    print_at_once(printable(f"the same as: {command}"))
+    return WrittenStudy(config, [*overrides])
+
+
+def _choose_name(search: Search) -> Search:
+    """Returns the search with the first name that no study of another search has."""
+    numbered_search = search
+    for number in count(2):
+        if not has_other_study(numbered_search, RUNS / numbered_search.name):
+            break
+        numbered_search = replace(search, name=f"{search.name}-{number}")
+    return numbered_search
