@@ -11,9 +11,20 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from commands import CANARY, QUICK, ROOT, environment, start, study, study_here, studyloom
+from commands import (
+    CANARY,
+    QUICK,
+    ROOT,
+    environment,
+    shows_test,
+    start,
+    study,
+    study_here,
+    studyloom,
+)
 from optuna.trial import TrialState
 
+from studyloom.cli import main
 from studyloom.errors import ConfigError
 from studyloom.storage import reach
 from studyloom.storage.opening import open_study
@@ -39,15 +50,18 @@ def finished(tmp_path_factory):
     )
 
 
-def test_a_study_ends_with_its_result_and_the_next_commands(finished):
+def test_a_study_ends_with_its_result_and_the_next_command(finished, capsys):
     run_dir, done = finished
     assert (done.returncode, done.stderr) == (0, "")
     for words in (
-        *("5 of 5 trials", "baseline", "best", "best.yaml", "s per epoch"),
-        *(f"sqlite:///{run_dir}/study.db", f"studyloom status {run_dir}"),
+        *("5 of 5 trials", "baseline", "best", f"studyloom status {run_dir}"),
         f"run_dir={run_dir} study.trials=10",
     ):
         assert words in done.stdout
+    assert main(["status", str(run_dir)]) == 0
+    details = capsys.readouterr().out
+    for words in ("best.yaml", "s per epoch", "training", f"sqlite:///{run_dir}/study.db"):
+        assert words in details
 
 
 def test_the_folder_of_the_logs_is_named_only_if_workers_write_some(finished, tmp_path):
@@ -165,14 +179,16 @@ def reevaluated(tmp_path_factory):
     return run_dir, overrides, study(*overrides, "launcher.workers=2", f"run_dir={run_dir}")
 
 
-def test_a_study_ends_with_a_winner_that_is_tested_and_a_report(reevaluated):
+def test_a_study_ends_with_a_winner_that_is_tested_and_a_report(reevaluated, capsys):
     run_dir, _, done = reevaluated
     assert (done.returncode, done.stderr) == (0, "")
-    for words in (
-        *("test      winner accuracy 0.", "2 seeds, 1,000 examples", "selection gap"),
-        *(" and 0.", "winner.yaml", "report.html"),
-    ):
+    assert shows_test(done.stdout)
+    for words in ("on 1,000 unseen images", " and 0.", "report.html"):
         assert words in done.stdout
+    assert main(["status", str(run_dir)]) == 0
+    details = capsys.readouterr().out
+    for words in ("2 seeds, 1,000 examples", "selection gap", "winner.yaml"):
+        assert words in details
     names = {path.name for path in run_dir.iterdir()}
     assert names >= {"winner.json", "winner.yaml", "winner.pt", "model_card.md", "report.html"}
 
@@ -182,7 +198,7 @@ def test_the_same_command_prints_the_winner_and_does_not_test_again(reevaluated)
     written = (run_dir / "winner.json").read_bytes()
     done = study_here(*overrides, f"run_dir={run_dir}")
     assert done.returncode == 0, done.stderr
-    told = [line for line in first.stdout.splitlines() if "winner accuracy 0." in line]
+    told = [line for line in first.stdout.splitlines() if line.startswith("winner")]
     assert told
     assert told[0] in done.stdout
     assert (run_dir / "winner.json").read_bytes() == written

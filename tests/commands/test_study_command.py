@@ -8,7 +8,7 @@ import pytest
 from commands import ROOT, study
 from snapshots import snapshot_of
 
-from studyloom.commands.reporting import end_of_search
+from studyloom.commands.end_of_run import end_of_search
 from studyloom.errors import (
     DataError,
     Halted,

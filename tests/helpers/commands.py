@@ -5,6 +5,7 @@ import io
 import logging
 import multiprocessing
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -186,3 +187,8 @@ def study_here(*overrides: str, page: str = "mnist") -> subprocess.CompletedProc
     logging.captureWarnings(False)
     logging.getLogger().handlers[:], logging.getLogger().level = handlers, level
     return subprocess.CompletedProcess(overrides, code, out.getvalue(), err.getvalue())
+
+
+def shows_test(printed: str) -> bool:
+    """Whether the table at the end of a run has values on the test set."""
+    return re.search(r"^\S+ +trial +search .*\btest$", printed, re.MULTILINE) is not None

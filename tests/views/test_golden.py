@@ -29,8 +29,9 @@ from studyloom.views.page import render_report
 from studyloom.views.progress import ProgressReader
 from studyloom.views.report import read_report
 from studyloom.views.result_files import write_model_card
+from studyloom.views.run_details import describe_winner
 from studyloom.views.snapshot import take_snapshot
-from studyloom.views.terminal import describe_winner, print_trials, render_status
+from studyloom.views.terminal import print_trials, render_status
 from studyloom.views.words import explain_decision
 from studyloom.winner.assemble_result import EvaluatedWinner
 

@@ -65,7 +65,7 @@ def rows_of(body):
 def test_a_study_shows_winner_best_and_baseline_with_their_values(searched, tmp_path):
     body = parse(render_study(searched, tmp_path, result_of(**WINNER)))
     head, *rows = [row[:-1] for row in rows_of(body)]
-    assert head == ["", "trial", "in the search", "re-evaluation", "test"]
+    assert head == ["", "trial", "search", "re-evaluation", "test"]
     assert rows == [
         ["winner", "31", "93.1%", "92.1% ± 0.3", "92.3% ± 0.2"],
         ["best", "37", "93.7%", "91.1% ± 2.0", ""],
@@ -80,7 +80,7 @@ def test_a_study_shows_winner_best_and_baseline_with_their_values(searched, tmp_
 
 def test_before_a_result_a_study_shows_the_search_and_its_history(searched, study_of):
     body = parse(render_study(searched, None, None))
-    assert rows_of(body)[0][:3] == ["", "trial", "in the search"]
+    assert rows_of(body)[0][:3] == ["", "trial", "search"]
     (figure,) = body.iter(f"{SVG}svg")
     texts = [text.text for text in figure.iter(f"{SVG}text")]
     assert {"accuracy", "trial", "best so far", "baseline"} <= {*texts}

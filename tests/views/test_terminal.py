@@ -6,10 +6,10 @@ from rich.text import Text
 from snapshots import MARKUP, shown, snapshot_of, trial_of
 
 from studyloom.storage.attributes import STANDARD_ERROR, TIMES, WORKER
+from studyloom.views.run_details import format_times
 from studyloom.views.terminal import (
     LiveLines,
     compare_with_baseline,
-    format_times,
     make_console,
     say,
 )

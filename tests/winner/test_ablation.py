@@ -22,7 +22,7 @@ import studyloom as sl
 from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.errors import PredictError
 from studyloom.views import figures
-from studyloom.views.terminal import describe_winner
+from studyloom.views.run_details import describe_winner
 from studyloom.views.words import describe_simple, list_ablation
 from studyloom.winner.ablation import Defaults, Losses
 from studyloom.winner.assemble_result import is_result_of

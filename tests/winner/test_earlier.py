@@ -17,7 +17,7 @@ from studyloom.storage.attributes import REUSED
 from studyloom.storage.opening import create_study
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.trainer import Training
-from studyloom.views.terminal import describe_winner
+from studyloom.views.run_details import describe_winner
 from studyloom.views.words import describe_difference
 from studyloom.winner.candidates import CandidateTrainings
 

@@ -45,7 +45,7 @@ from studyloom.storage.opening import create_study, open_study
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import format_value
 from studyloom.training.checkpoint import load_weights
-from studyloom.views.terminal import describe_winner
+from studyloom.views.run_details import describe_winner
 from studyloom.views.words import describe_comparison
 from studyloom.winner import measurement
 from studyloom.winner.assemble_result import is_result_of

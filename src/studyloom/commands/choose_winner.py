@@ -15,7 +15,7 @@ from studyloom.config.study_config import StudyConfig
 from studyloom.errors import ConfigError, Interrupted
 from studyloom.storage.command_record import StoredCommand, end_command, recording_end
 from studyloom.storage.opening import check_definition
-from studyloom.views import terminal
+from studyloom.views import run_details, terminal
 from studyloom.winner.evaluation import WinnerStages, read_evaluation
 from studyloom.winner.result import Result
 from studyloom.worker.driver import Reporting, run_study
@@ -101,9 +101,8 @@ class WinnerReporting(Reporting):
         command_line = self.command.as_typed
         if earlier_result is not None:
             command_line = [*earlier_result.command]
-        write_result.print_winner(
-            evaluation, command_line, self.console, repeats_test=self.repeats_test
-        )
+        result = write_result.make_result(evaluation, command_line, repeats_test=self.repeats_test)
+        run_details.print_result(study.stored, result, self.console)
         if not read_evaluation(study).remaining:
             end_command(study.stored, exit_code=0)
         return 0

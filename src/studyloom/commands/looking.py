@@ -64,14 +64,16 @@ def status(arguments: argparse.Namespace) -> int:
     """Shows the progress of a study: trials by state, the best trial, the workers, the most
     important hyperparameters, and the time left. Runs at any time, in any terminal.
     """
-    from studyloom.views import terminal
+    from studyloom.storage.opening import open_study
+    from studyloom.views import run_details, terminal
     from studyloom.views.progress import ProgressReader
 
     # A shell makes commands that it starts with & ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # Waiting for a busy database is not worth a warning here.
     logging.getLogger("studyloom").setLevel(logging.ERROR)
-    reader = ProgressReader(open_run(arguments, STATUS_DEADLINE))
+    url, name = locate_study(arguments)
+    reader = ProgressReader(open_study(url, name, deadline=STATUS_DEADLINE))
     console = terminal.make_console()
     if arguments.watch and arguments.json:
         terminal.watch_json(reader, lambda text: print(text, end="", flush=True))
@@ -81,6 +83,7 @@ def status(arguments: argparse.Namespace) -> int:
         print(reader.status().as_json())
     else:
         console.print(terminal.render_status(reader.status(), console.width))
+        run_details.print_run_details(reader.stored, url, arguments.run_dir, console)
     if arguments.check:
         return status_exit_code(reader.read(), reader.stored)
     return 0

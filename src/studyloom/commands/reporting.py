@@ -4,19 +4,18 @@ import logging
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from studyloom.commands import write_result
+from studyloom.commands import end_of_run, write_result
 from studyloom.commands.outputs import Outputs, prepare_logging
 from studyloom.commands.plugins import load_plugin
 from studyloom.commands.recording import begin_recording, explain_missing_winner
 from studyloom.definition.definition import Definition
 from studyloom.storage.command_record import end_command, recording_end
-from studyloom.text import format_duration, plural
-from studyloom.views import dry_run, headline, terminal, words
-from studyloom.views.snapshot import Snapshot, take_snapshot
+from studyloom.text import plural
+from studyloom.views import dry_run, terminal
+from studyloom.views.snapshot import take_snapshot
 from studyloom.winner.evaluation import Evaluation, read_evaluation
 from studyloom.worker.callbacks import TrialCallback
 from studyloom.worker.open_study import OpenStudy
@@ -46,7 +45,6 @@ class StudyReporting(TrackingReporting):
         self.command = command
         self.outputs = outputs
         self.console = outputs.console
-        self.began = datetime.now()
         self.has_run_workers = False
         self.has_announced = False  # whether `announcement` was printed
 
@@ -158,28 +156,31 @@ class StudyReporting(TrackingReporting):
             NoWinner: the stages after the search have ended without a winner.
         """
         study = evaluation.study
-        console = self.console
         snapshot = take_snapshot(study.stored)
         if snapshot.best is not None:
             write_result.write_best(study, snapshot.best)
-        self.print_search(evaluation, snapshot)
+        result = None
         missing_winner = None  # the error that says why there is none
-        if evaluation.trained_stage is not None:
-            write_result.print_winner(evaluation, self.command.as_typed, console)
-        else:  # stopped, or without a winner
-            if snapshot.done:
-                write_result.write_report(study)
-            if snapshot.best is not None and not stop():
-                missing_winner = explain_missing_winner(evaluation)
-
-        for stage in evaluation.stages:
-            terminal.print_failures(stage.stored, console)
-            terminal.print_warnings(stage.stored, console)
-        terminal.print_not_kept(study.stored, console)
-        terminal.print_next_steps(evaluation, self.command, snapshot, console, self.began)
+        try:
+            if evaluation.trained_stage is not None:
+                result = write_result.make_result(evaluation, self.command.as_typed)
+            else:  # stopped, or without a winner
+                if snapshot.done:
+                    write_result.write_report(study)
+                if snapshot.best is not None and not stop():
+                    missing_winner = explain_missing_winner(evaluation)
+        finally:  # a test that fails leaves the result of the search
+            end_of_run.print_end(
+                evaluation,
+                snapshot,
+                result,
+                command=self.command,
+                has_run_workers=self.has_run_workers,
+                stop=stop,
+                console=self.console,
+            )
         for stage in evaluation.stages:
             stage.stored.check_halted("the study stopped itself, since its trials fail with this: ")
-        self.print_end(study, snapshot, stop)
 
         for callback in study.prepared.callbacks:
             callback.finish(study.stored, ended=not read_evaluation(study).remaining)
@@ -188,39 +189,6 @@ class StudyReporting(TrackingReporting):
         if snapshot.best is not None or stop():
             return 0
         return 1
-
-    def print_search(self, evaluation: Evaluation, snapshot: Snapshot) -> None:
-        """Prints how the search has ended: its counts, the baseline and the best trial."""
-        console = self.console
-        elapsed = ""
-        if self.has_run_workers:
-            elapsed = f", {format_duration(self.command.age())}"
-        terminal.say(console, f"\n{words.describe_counts(snapshot)}{elapsed}")
-        if console.is_jupyter:  # a notebook gets a sentence instead of tables
-            result_follows = evaluation.trained_stage is not None
-            if not result_follows:
-                terminal.say(console, headline.make_headline(snapshot))
-            return
-        console.print(terminal.compare_with_baseline(snapshot, console.width))
-        if snapshot.rule is not None:
-            console.print(terminal.render_front(snapshot))
-
-    def print_end(self, study: OpenStudy, snapshot: Snapshot, stop: Stop) -> None:
-        """Prints why a study was stopped, or why nothing is left to do."""
-        trials = study.search.trials
-        if stop():
-            reason = stop.reason
-            if stop.requested is not None:
-                reason = f"stopped by {stop.requested}"
-            # Such as "stopped by Ctrl-C; the same command resumes here".
-            terminal.say(self.console, f"{reason}; {self.command.resumes} here")
-        else:
-            reason = end_of_search(snapshot, trials, has_run_workers=self.has_run_workers)
-            if reason:
-                terminal.say(self.console, reason)
-        if trials < snapshot.budget:
-            line = f"study.trials={trials}: the winner is chosen from the first {trials} trials"
-            terminal.say(self.console, f"{line}; the study has {snapshot.budget}")
 
     def continues(self, open_trials: int) -> bool:
         """Prints that trials were opened meanwhile, and records a new beginning for them."""
@@ -235,20 +203,3 @@ class StudyReporting(TrackingReporting):
         """The study, which is open."""
         assert self.study is not None
         return self.study
-
-
-def end_of_search(snapshot: Snapshot, trials: int, *, has_run_workers: bool) -> str:
-    """Returns why nothing is left to do, if the counts of the trials do not show it.
-
-    Args:
-        trials: the budget of the command.
-        has_run_workers: whether the command has run workers, whose trials were counted then.
-    """
-    complete = snapshot.outcomes.get("complete")
-    if complete and snapshot.best is None and snapshot.rule is not None:
-        return f"no trial satisfies winner.rule: {snapshot.rule}; loosen it, or raise study.trials"
-    if snapshot.forecast.ending is not None:
-        return f"the search {snapshot.forecast.ending.reason}"
-    if has_run_workers:  # the counts printed for them show that the budget is spent
-        return ""
-    return f"the budget of {trials} trials is spent"

@@ -12,16 +12,12 @@ from studyloom.errors import BrokenProcess, UndrawnReport
 from studyloom.files import is_newer, write_whole
 from studyloom.storage.command_record import store_result
 from studyloom.views import terminal
-from studyloom.views.headline import make_headline
 from studyloom.views.result_files import write_result_files
-from studyloom.views.snapshot import take_snapshot
 from studyloom.winner.assemble_result import evaluate_winner, is_result_of
 from studyloom.winner.evaluation import Evaluation, read_evaluation
 from studyloom.winner.result import Result, move_aside
 from studyloom.worker.failure_causes import has_lost_gpu
 from studyloom.worker.open_study import OpenStudy
-
-DETAIL_INDENT = 10  # spaces after a line break within a detail of the result
 
 
 def move_result_of_another_study(study: OpenStudy, console: Console) -> None:
@@ -63,10 +59,10 @@ def write_best(study: OpenStudy, best: FrozenTrial) -> None:
     write_whole(study.run_dir / "best.yaml", header + as_yaml(sections))
 
 
-def print_winner(
-    evaluation: Evaluation, command: Sequence[str], console: Console, *, repeats_test: bool = False
-) -> None:
-    """Prints the winner with its test, and tests it first if winner.json lacks the result.
+def make_result(
+    evaluation: Evaluation, command: Sequence[str], *, repeats_test: bool = False
+) -> Result:
+    """Returns the result of a study and writes its files; tests the winner if it is not tested yet.
 
     If its networks were tested before, but winner.json lacks the result, that test is read from the
     database. If winner.json has the result, only `repeats_test` has the winner tested again. The
@@ -104,26 +100,9 @@ def print_winner(
             result = write_result_files(evaluated, study.run_dir)
     stored = study.stored
     store_result(stored, result.in_short())
-    print_result(result, evaluation, console)
     if not is_newer(study.run_dir / "report.html", study.run_dir / "winner.json"):
         write_report(study)
-
-
-def print_result(result: Result, evaluation: Evaluation, console: Console) -> None:
-    """Prints the result of a study: the sentence that sums it up, and its details."""
-    stored = evaluation.study.stored
-    style = ""
-    if result.test is not None:
-        style = "bold green"
-        if console.is_jupyter:
-            style = "bold"
-    terminal.say(console, make_headline(take_snapshot(stored), result), style)
-    best_number = None
-    ranked = stored.ranked(evaluation.rule)
-    if ranked:
-        best_number = ranked[0].number
-    for line in terminal.describe_winner(result, best_number, brief=console.is_jupyter):
-        terminal.say(console, line, indent=DETAIL_INDENT)
+    return result
 
 
 def write_report(study: OpenStudy) -> None:

@@ -20,6 +20,8 @@ __all__ = [
     "progress",
     "report",
     "result_files",
+    "run_details",
+    "run_end",
     "snapshot",
     "terminal",
     "words",

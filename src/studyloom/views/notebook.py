@@ -6,19 +6,18 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from optuna.trial import FrozenTrial
-
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.text import html_table
 from studyloom.views import words
 from studyloom.views.charts import Chart
 from studyloom.views.drawing import svg
+from studyloom.views.notable_trials import list_notable_trials
 from studyloom.views.page import Section
 from studyloom.views.report import read_report
 from studyloom.views.snapshot import Snapshot, take_snapshot
-from studyloom.winner.result import Candidate, Result, Summary
+from studyloom.winner.result import Result, Summary
 
-COLUMNS = ("", "trial", "in the search", "re-evaluation", "test", "hyperparameters")
+COLUMNS = ("", "trial", "search", "re-evaluation", "test", "hyperparameters")
 
 
 def render_study(stored: StoredStudy, run_dir: Path | None, result: Result | None) -> str:
@@ -34,7 +33,7 @@ def render_study(stored: StoredStudy, run_dir: Path | None, result: Result | Non
     if chart is not None:
         figure = svg(chart)
     snapshot = take_snapshot(stored)
-    table = html_table(COLUMNS, _list_notable_trials(snapshot, result))
+    table = html_table(COLUMNS, _list_rows(snapshot, result))
     sentence = escape(report.head.sentence)
     counts = escape(words.describe_counts(snapshot))
     link = _link_report(run_dir)
@@ -62,38 +61,19 @@ def _link_report(run_dir: Path | None) -> str:
     return f' – <a href="{address}" target="_blank">report.html</a>'
 
 
-def _list_notable_trials(snapshot: Snapshot, result: Result | None) -> Iterator[Sequence[str]]:
-    """Yields a row for the winner, the best trial and the baseline, with the cells of COLUMNS."""
-    candidates_by_role = {}  # a candidate is a trial with its values on new seeds
-    tests_by_role: dict[str, Summary | None] = {}
-    if result is not None:
-        candidates_by_role["winner"] = result.winner
-        if result.test is not None:
-            tests_by_role = {"winner": result.test.winner, "baseline": result.test.baseline}
-    if snapshot.best is not None:
-        candidates_by_role["best"] = _find_candidate(snapshot.best, snapshot, result)
-    if snapshot.baseline is not None:
-        candidates_by_role["baseline"] = _find_candidate(snapshot.baseline, snapshot, result)
-    for role, candidate in candidates_by_role.items():
+def _list_rows(snapshot: Snapshot, result: Result | None) -> Iterator[Sequence[str]]:
+    """Yields a row for each notable trial, with the cells of COLUMNS."""
+    for trial in list_notable_trials(snapshot, result):
+        candidate = trial.candidate
         search_value = words.format_metric(candidate.search_value, snapshot.metric)
         yield (
-            role,
+            trial.name,
             str(candidate.trial),
             f"{search_value}{words.format_costs(candidate.costs)}",
             _format_summary(candidate.reevaluation, snapshot.metric),
-            _format_summary(tests_by_role.get(role), snapshot.metric),
+            _format_summary(trial.test, snapshot.metric),
             words.format_parameters(candidate.params),
         )
-
-
-def _find_candidate(trial: FrozenTrial, snapshot: Snapshot, result: Result | None) -> Candidate:
-    """Returns the candidate of a trial, with its re-evaluation; without one, only its values."""
-    if result is not None:
-        for candidate in result.candidates:
-            if candidate.trial == trial.number:
-                return candidate
-    costs = words.map_costs(snapshot, trial)
-    return Candidate(trial.number, trial.params, trial.values[0], costs)
 
 
 def _format_summary(summary: Summary | None, metric: str) -> str:

@@ -6,17 +6,14 @@ change.
 """
 
 import io
-import shlex
 import sys
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import import_module
-from statistics import median
 from typing import IO, TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial
@@ -29,10 +26,9 @@ from rich.table import Table
 from rich.text import Text
 
 from studyloom.processes import discard_output
-from studyloom.storage.failures import FailureCount, count_failures, describe_resumption
+from studyloom.storage.failures import FailureCount, describe_resumption
 from studyloom.storage.stored_study import SEARCH, StoredStudy
 from studyloom.storage.trial_record import TrialRecord, describe_state
-from studyloom.storage.urls import parse_url, without_password
 from studyloom.text import (
     format_duration,
     format_error,
@@ -50,31 +46,25 @@ from studyloom.views.progress import (
     wrap_parts,
 )
 from studyloom.views.snapshot import Snapshot, take_snapshot
+from studyloom.views.state_colors import color_counts, color_state
 from studyloom.views.words import (
     describe_counts,
     describe_stored_result,
     describe_worker,
-    explain_choice,
     format_each_value,
     format_parameters,
     format_trial_values,
-    list_ablation,
-    list_facts,
     list_front,
     list_parameters,
-    name_trial,
 )
-from studyloom.winner.result import Result
 from studyloom.worker.stopping import Stop
 
 if TYPE_CHECKING:
-    from studyloom.definition.definition import Definition
-    from studyloom.winner.evaluation import Evaluation
-    from studyloom.worker.open_study import OpenStudy
-    from studyloom.worker.task import Command
+    pass
 
 
 INDENT = " " * 10  # of a line that continues one with a label
+COLUMN_GAP = "  "
 
 
 def say(console: Console, text: str, style: str = "", indent: int = 0) -> None:
@@ -95,32 +85,6 @@ def width_of(console: Console) -> int:
     return sys.maxsize
 
 
-def describe_winner(
-    result: Result, best: int | None = None, *, brief: bool = False
-) -> Iterator[str]:
-    """Yields a result as the lines that a terminal shows.
-
-    Args:
-        best: the number of the best trial of the search; None if it is not to be named.
-        brief: whether to leave out what `±` means, and the interval of the mean.
-    """
-    best_text = ""
-    if best is not None:
-        best_text = f"best of the search: trial {best}; "
-    yield f"{best_text}winner: {name_trial(result.winner)}, {explain_choice(result)}"
-    winner_fact, *other_facts = list_facts(result, with_uncertainty=not brief)
-    winner_value = f"{winner_fact.value}  {winner_fact.explanation}"
-    label_width = len(INDENT)
-    if result.test is None:
-        yield f"{'winner':{label_width}}{winner_value}"
-    else:
-        yield f"{'test':{label_width}}winner {winner_value}"
-    for fact in other_facts:
-        yield f"{INDENT}{fact}"
-    for line in list_ablation(result):
-        yield f"{INDENT}  {line}"
-
-
 def render_rows(
     rows: Sequence[Sequence[str]], text_columns: Sequence[int] | None = None, best: str = "best"
 ) -> RenderableType:
@@ -131,45 +95,28 @@ def render_rows(
         best: the row with this word is bold: its first column is the word, or its last column is a
             list such as "baseline, best".
     """
+    head = rows[0]
     texts = []
     for row, line in zip(rows, align_rows(rows, text_columns), strict=True):
         style = ""
-        if row is rows[0]:
+        if row is head:
             style = "dim"
         elif row[0] == best or best in row[-1].split(", "):
             style = "bold"
-        texts.append(Text(line, style))
+        text = Text(line, style)
+        if "state" in head and row is not head:
+            column = head.index("state")
+            color_state(text, _find_column_start(rows, column), row[column])
+        texts.append(text)
     return Group(*texts)
 
 
-def format_times(trials: Sequence[FrozenTrial], began: datetime) -> list[str]:
-    """Formats how the workers spent their time, such as "training 60.0%", the largest share first.
-
-    A worker is idle from the end of its last trial until the last worker has ended its trial.
-
-    Args:
-        began: the start of this command; only workers that have ended a trial since then are idle.
-    """
-    seconds_by_kind: dict[str, float] = defaultdict(float)
-    last_ends: dict[str, datetime] = {}  # by worker
-    for trial in trials:
-        record = TrialRecord(trial)
-        for kind, seconds in record.times.items():
-            seconds_by_kind[kind] += seconds
-        end = trial.datetime_complete
-        if end is not None and end > began:
-            # A trial that was paused and continued may end after a later one of the same worker.
-            worker = record.worker or ""
-            last_ends[worker] = max(end, last_ends.get(worker, began))
-    latest_end = max(last_ends.values(), default=began)
-    for worker_end in last_ends.values():
-        seconds_by_kind["idle"] += (latest_end - worker_end).total_seconds()
-    total = sum(seconds_by_kind.values())
-    shares = []
-    for kind in sorted(seconds_by_kind, key=lambda kind: -seconds_by_kind[kind]):
-        if seconds_by_kind[kind]:
-            shares.append(f"{kind} {100 * seconds_by_kind[kind] / total:.1f}%")
-    return shares
+def _find_column_start(rows: Sequence[Sequence[str]], column: int) -> int:
+    """Returns where a column that is aligned left begins in the lines of `align_rows`."""
+    start = 0
+    for earlier_column in range(column):
+        start += max(len(row[earlier_column]) for row in rows) + len(COLUMN_GAP)
+    return start
 
 
 def compare_with_baseline(snapshot: Snapshot, width: int) -> RenderableType:
@@ -225,29 +172,6 @@ def describe_proposer(trial: FrozenTrial) -> str:
     if record.proposal_reason:
         text += f": {record.proposal_reason}"
     return one_line(text)
-
-
-def find_continuation(snapshot: Snapshot, definition: "Definition") -> str:
-    """Returns the override that continues a search that has ended; empty if it has not.
-
-    The override doubles the limit that ended the search, such as "study.trials=80" after 40 trials:
-    the number of trials, the cost, or the epochs. A limit of the expected gain is halved.
-    """
-    study = definition.config.study
-    ending = snapshot.forecast.ending
-    if ending is None:
-        # The budget is larger than this command's trials if another command has raised it.
-        if snapshot.done == snapshot.budget == study.trials:
-            return f"study.trials={2 * snapshot.budget}"
-        return ""
-    if ending.gain is not None:
-        assert study.min_improvement is not None
-        return f"study.min_improvement={study.min_improvement / 2:g}"
-    if ending.spent is not None:
-        limit = definition.config.cost.limit
-        assert limit is not None
-        return f"cost.limit={2 * limit:g}"
-    return f"study.epochs={2 * ending.epochs}"  # the only limit that is left
 
 
 class SafeConsole(Console):
@@ -337,34 +261,6 @@ class CellConsole(SafeConsole):
             self._output = display(content, raw=True, display_id=True)
 
 
-def print_failures(stored: StoredStudy, console: Console) -> None:
-    """Prints why trials failed, the most frequent kind of failure first."""
-    say(console, "\n".join(list_failures(count_failures(stored.trials()))))
-
-
-def print_not_kept(stored: StoredStudy, console: Console) -> None:
-    """Warns about state of the user's loop that a trial resumed after a crash would lack.
-
-    A loop passes its state to `run.keep`, and studyloom finds what is missing there.
-    """
-    for trial in stored.trials():
-        names = [one_line(name) for name in TrialRecord(trial).not_kept]
-        if names:
-            arguments = ", ".join(f"{name}={name}" for name in names)
-            reason = "a trial resumed after a crash gets another value"
-            say(console, f"run.keep lacks {arguments}: {reason}")
-            return  # the other trials run the same loop
-
-
-def print_warnings(stored: StoredStudy, console: Console) -> None:
-    """Prints what trials have warned of, each line once."""
-    warnings: dict[str, None] = {}  # a dict keeps the order, unlike a set
-    for trial in stored.trials():
-        warnings |= dict.fromkeys(TrialRecord(trial).warnings)
-    for warning in warnings:
-        say(console, one_line(warning))
-
-
 def list_failures(failures: Sequence[FailureCount]) -> list[str]:
     """Says how many trials failed for each kind of reason, with the first reason of the kind."""
     lines = []
@@ -405,7 +301,7 @@ def align_rows(rows: Sequence[Sequence[str]], text_columns: Sequence[int] | None
                 cells.append(cell.ljust(widths[column]))
             else:
                 cells.append(cell.rjust(widths[column]))
-        yield "  ".join(cells).rstrip()
+        yield COLUMN_GAP.join(cells).rstrip()
 
 
 def print_code_changes(stored: StoredStudy, console: Console) -> None:
@@ -413,83 +309,6 @@ def print_code_changes(stored: StoredStudy, console: Console) -> None:
     for change in stored.code_changes():
         names = ", ".join(key.removeprefix(CODE) for key in change["changed"])
         say(console, f"trials 0 to {change['from'] - 1} ran other code: {names} has changed")
-
-
-def print_next_steps(
-    evaluation: "Evaluation",
-    command: "Command",
-    snapshot: Snapshot,
-    console: Console,
-    began: datetime,
-) -> None:
-    """Prints the paths of the results, and the next commands."""
-    if console.is_jupyter:  # `study` and `study.winner` show the rest
-        report = evaluation.study.run_dir / "report.html"
-        if report.exists():
-            say(console, f"report {report}")
-    else:
-        _print_times(evaluation, console, began)
-        _print_paths(evaluation.study, console)
-    commands = _list_next_commands(evaluation.study, command, snapshot)
-    if console.is_jupyter:
-        commands = commands[:1]  # in a cell, `study` shows what the others show
-    # A backslash before a line break lets a shell read on, so that the command can be copied.
-    line_break = " \\\n"
-    width = width_of(console) - len(" \\")
-    label = "next"
-    for arguments in commands:
-        parts = [f"{label:6}", *map(shlex.quote, arguments)]
-        lines = wrap_parts(parts, width, " ", indent=7, breaks_words=False)
-        console.print(Text(line_break.join(lines)), soft_wrap=True)
-        label = ""  # only the first command has it
-
-
-def _print_times(evaluation: "Evaluation", console: Console, began: datetime) -> None:
-    """Prints the seconds of an epoch, and how the workers spent their time."""
-    seconds: list[float] = []
-    for trial in evaluation.study.stored.trials():
-        seconds += TrialRecord(trial).curve.get("seconds", ())
-    if seconds:
-        console.print(f"{median(seconds):.2f} s per epoch (median of {len(seconds)})")
-    trials: list[FrozenTrial] = []
-    for stage in evaluation.stages:
-        trials += stage.stored.trials()
-    say(console, ", ".join(format_times(trials, began)))
-
-
-def _print_paths(study: "OpenStudy", console: Console) -> None:
-    """Prints the address of the database, and the paths of the result files that exist."""
-    lines = [f"study  {without_password(parse_url(study.prepared.url))}"]
-    files = {"best": "best.yaml", "winner": "winner.yaml", "report": "report.html"}
-    for label, name in files.items():
-        path = study.run_dir / name
-        if path.exists():
-            lines.append(f"{label:6} {path}")
-    say(console, "\n".join(lines))
-
-
-def _list_next_commands(
-    study: "OpenStudy", command: "Command", snapshot: Snapshot
-) -> list[list[str]]:
-    """Returns commands as lists of words: one that continues the search, and those that show it.
-
-    An example of a command that shows it is `["studyloom", "status", "runs/mnist"]`. The command
-    that continues is missing if the search has not ended, or has tried all of the search space.
-    """
-    commands = []
-    override = ""
-    if study.definition.space.size() > 1:
-        override = find_continuation(snapshot, study.definition)
-    if override and command.is_call:  # a study from Python is continued by the same call
-        setting = override.removeprefix("study.")
-        sentence = f"{command.again} with {setting}"  # such as "the same call with trials=80"
-        commands.append(sentence.split())
-    elif override:
-        key, _, _ = override.partition("=")
-        commands.append([*command.as_typed, *command.without(key), override])
-    for verb in ("status", "dashboard"):
-        commands.append(["studyloom", verb, str(study.run_dir)])
-    return commands
 
 
 # The status of a study: printed once, watched until the study has ended, or live during its work.
@@ -515,7 +334,7 @@ def render_status(status: Status, width: int) -> RenderableType:
         if text:
             parts.append(Text(text, style=style, overflow="fold"))
 
-    add_text(describe_counts(snapshot))
+    parts.append(color_counts(Text(describe_counts(snapshot), overflow="fold")))
     if progress.result is not None:
         add_text(describe_stored_result(progress.result), "bold green")
     add_text(_describe_budget(snapshot))

@@ -400,16 +400,16 @@ def list_facts(result: Result, *, with_uncertainty: bool = True) -> Iterator[Fac
     The winner's explanation says what its value is based on.
 
     Args:
-        with_uncertainty: whether notes say what `±` means for a test, and give the interval of
-            the winner's mean.
+        with_uncertainty: whether notes say what `±` means, and give the interval of the winner's
+            mean.
     """
     if result.test is None:
-        yield from _list_untested(result)
+        yield from _list_untested(result, with_uncertainty=with_uncertainty)
     else:
         yield from _list_tested(result, result.test, with_uncertainty=with_uncertainty)
 
 
-def _list_untested(result: Result) -> Iterator[Fact]:
+def _list_untested(result: Result, *, with_uncertainty: bool) -> Iterator[Fact]:
     """Yields the facts of a winner that was re-evaluated and not tested.
 
     The selection gap is how much better its value in the search is than its mean on new seeds.
@@ -425,7 +425,9 @@ def _list_untested(result: Result) -> Iterator[Fact]:
     if winner.gap is not None:
         yield Fact("selection gap", format_value(winner.gap, "+"))
     yield from _summarize_ablation(result)
-    spread = explain_spread(reevaluation)
+    spread = ""
+    if with_uncertainty or reevaluation.is_same_for_all_seeds:
+        spread = explain_spread(reevaluation)
     if result.is_of_loop and reevaluation.is_same_for_all_seeds:
         spread += f"; {FOLLOW_SEED}"
     yield from _list_notes(spread, describe_reuse(result), explain_no_test(result))
@@ -522,6 +524,20 @@ def describe_choice(result: Result, budget: int | None = None) -> str:
     if result.trials < total:
         return f"chosen from the first {result.trials} of {total} trials"
     return f"chosen from {result.trials} trials"
+
+
+def list_remarks(result: Result) -> Iterator[str]:
+    """Yields what the values of a result do not show, each in a sentence.
+
+    The reason for the winner is left out if it beat the baseline by more than chance explains.
+    """
+    comparison = result.comparison
+    has_won = comparison is not None and comparison.is_won
+    if not has_won or any(candidate.failed for candidate in result.candidates):
+        yield f"winner: {name_trial(result.winner)}, {explain_choice(result)}"
+    for fact in list_facts(result, with_uncertainty=False):
+        if fact.label not in ("winner", "baseline", "difference", "selection gap"):
+            yield str(fact)
 
 
 def explain_choice(result: Result) -> str:

@@ -1,0 +1,140 @@
+"""How a run has ended, as its command prints it: the result, what else to know, what comes next."""
+
+from collections.abc import Iterator
+
+from rich.console import Console
+
+from studyloom.definition.definition import Definition
+from studyloom.storage.failures import count_failures
+from studyloom.views import run_details, terminal, words
+from studyloom.views.headline import make_headline
+from studyloom.views.run_end import RunEnd, print_run_end
+from studyloom.views.snapshot import Snapshot
+from studyloom.winner.evaluation import Evaluation
+from studyloom.winner.result import Result
+from studyloom.worker.open_study import OpenStudy
+from studyloom.worker.stopping import Stop
+from studyloom.worker.task import Command
+
+
+def print_end(
+    evaluation: Evaluation,
+    snapshot: Snapshot,
+    result: Result | None,
+    *,
+    command: Command,
+    has_run_workers: bool,
+    stop: Stop,
+    console: Console,
+) -> None:
+    """Prints how a run has ended: its result first.
+
+    Args:
+        result: the result; None without a winner.
+        has_run_workers: whether the command has run workers, and not only read what was stored.
+    """
+    study = evaluation.study
+    notes: list[str] = []
+    for stage in evaluation.stages:
+        notes += terminal.list_failures(count_failures(stage.stored.trials()))
+    if result is not None:
+        notes += words.list_remarks(result)
+    notes += run_details.list_not_kept(study.stored)
+    for stage in evaluation.stages:
+        notes += run_details.list_warnings(stage.stored)
+    seconds = None
+    if has_run_workers:
+        seconds = command.age()
+    reasons = [*_explain_end(study, snapshot, command, stop, has_run_workers=has_run_workers)]
+    end = RunEnd(
+        headline=make_headline(snapshot, result),
+        snapshot=snapshot,
+        run_dir=study.run_dir,
+        result=result,
+        seconds=seconds,
+        notes=notes,
+        has_report=(study.run_dir / "report.html").exists(),
+        next_command=make_next_command(study, command, snapshot),
+        last="\n".join(reasons),
+    )
+    print_run_end(end, console)
+
+
+def _explain_end(
+    study: OpenStudy, snapshot: Snapshot, command: Command, stop: Stop, *, has_run_workers: bool
+) -> Iterator[str]:
+    """Yields why a study was stopped, or why nothing is left to do."""
+    trials = study.search.trials
+    if stop():
+        reason = stop.reason
+        if stop.requested is not None:
+            reason = f"stopped by {stop.requested}"
+        yield f"{reason}; {command.resumes} here"  # such as "...; the same command resumes here"
+    else:
+        reason = end_of_search(snapshot, trials, has_run_workers=has_run_workers)
+        if reason:
+            yield reason
+    if trials < snapshot.budget:
+        line = f"study.trials={trials}: the winner is chosen from the first {trials} trials"
+        yield f"{line}; the study has {snapshot.budget}"
+
+
+def end_of_search(snapshot: Snapshot, trials: int, *, has_run_workers: bool) -> str:
+    """Returns why nothing is left to do, if the counts of the trials do not show it.
+
+    Args:
+        trials: the budget of the command.
+        has_run_workers: whether the command has run workers, whose trials were counted then.
+    """
+    complete = snapshot.outcomes.get("complete")
+    if complete and snapshot.best is None and snapshot.rule is not None:
+        return f"no trial satisfies winner.rule: {snapshot.rule}; loosen it, or raise study.trials"
+    if snapshot.forecast.ending is not None:
+        return f"the search {snapshot.forecast.ending.reason}"
+    if has_run_workers:  # the counts printed for them show that the budget is spent
+        return ""
+    return f"the budget of {trials} trials is spent"
+
+
+def make_next_command(study: OpenStudy, command: Command, snapshot: Snapshot) -> list[str]:
+    """Returns the words of the command, or of the sentence, that continues a search.
+
+    It is empty if the search has not ended, or has tried all of the search space.
+
+    Args:
+        command: the command that has run the study.
+    """
+    if study.definition.space.size() <= 1:
+        return []
+    override = find_continuation(snapshot, study.definition)
+    if not override:
+        return []
+    if command.is_call:  # a study from Python is continued by the same call
+        setting = override.removeprefix("study.")
+        sentence = f"{command.again} with {setting}"  # such as "the same call with trials=80"
+        return sentence.split()
+    key, _, _ = override.partition("=")
+    return [*command.as_typed, *command.without(key), override]
+
+
+def find_continuation(snapshot: Snapshot, definition: Definition) -> str:
+    """Returns the override that continues a search that has ended; empty if it has not.
+
+    The override doubles the limit that ended the search, such as "study.trials=80" after 40 trials:
+    the number of trials, the cost, or the epochs. A limit of the expected gain is halved.
+    """
+    study = definition.config.study
+    ending = snapshot.forecast.ending
+    if ending is None:
+        # The budget is larger than this command's trials if another command has raised it.
+        if snapshot.done == snapshot.budget == study.trials:
+            return f"study.trials={2 * snapshot.budget}"
+        return ""
+    if ending.gain is not None:
+        assert study.min_improvement is not None
+        return f"study.min_improvement={study.min_improvement / 2:g}"
+    if ending.spent is not None:
+        limit = definition.config.cost.limit
+        assert limit is not None
+        return f"cost.limit={2 * limit:g}"
+    return f"study.epochs={2 * ending.epochs}"  # the only limit that is left
