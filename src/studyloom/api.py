@@ -23,6 +23,7 @@ from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.storage.trial_tables import Rows, curve_rows, trial_rows
 from studyloom.storage.urls import start_embedded_server
+from studyloom.views.importances import compute_importances
 from studyloom.views.snapshot import take_snapshot
 from studyloom.views.words import describe_counts, format_parameters, list_facts
 from studyloom.winner.result import Result, from_document
@@ -360,6 +361,20 @@ class Study:
     def optuna(self) -> optuna.Study:
         """The study as an `optuna.Study`, for `optuna.visualization` and everything else."""
         return self._stored.optuna
+
+    @property
+    def importances(self) -> dict[str, float]:
+        """How much each hyperparameter matters, the most important first; the sum is 1.
+
+        It sets the best quarter of the trials apart from the others, by PED-ANOVA on the values of
+        all trials at one epoch, which nearly all have reached. It is empty with fewer than 20
+        trials that have a value. The report and `studyloom status` show the same numbers.
+
+        Examples:
+            >>> study.importances  # doctest: +SKIP
+            {'optimizer.adamw.lr': 0.47, 'model': 0.27, 'train.batch_size': 0.26}
+        """
+        return dict(compute_importances(self._stored).shares)
 
     def to_yaml(self, folder: str | Path = "conf") -> Path:
         """Writes the definition of a study of `search` as a YAML config, for `studyloom run FILE`.

@@ -1,20 +1,27 @@
-import json
 import subprocess
 import sys
 
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import create_trial
-from optuna_dashboard import wsgi
-from optuna_dashboard._importance import param_importance_cache
-from serving import ask, served
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import TrialState, create_trial
+from snapshots import shown
 from toys import two_sided
 
+from studyloom import Study
+from studyloom.storage.attributes import PAUSED
+from studyloom.views.advice import explain_no_importances
+from studyloom.views.importances import (
+    BEST_SHARE,
+    ENOUGH,
+    compare_values,
+    compute_importances,
+    find_varied_parameters,
+    rate_hyperparameters,
+)
 from studyloom.views.progress import MOST_IMPORTANT, ProgressReader
 from studyloom.views.report import read_report
-from studyloom.views.snapshot import compute_importances, find_varied_parameters
-from studyloom.views.words import ALL_ALIKE, TOO_FEW, explain_no_importances
 
 FRACTION = FloatDistribution(0.0, 1.0)
 CHOICE = CategoricalDistribution(["mlp", "cnn"])
@@ -34,14 +41,6 @@ def made(study_of):
     return make
 
 
-def shown_by_the_dashboard(stored, position=0):
-    param_importance_cache.clear()  # which knows a study only by its id, in all databases
-    with served(wsgi(stored.storage)) as server:
-        path = f"/api/studies/{stored.ledger.study_id}/param_importances"
-        entries = json.loads(ask(server.server_port, path)[2])["param_importances"]
-    return {entry["name"]: entry["importance"] for entry in entries[position]}
-
-
 def branching(params):
     """The parameters of a choice, of which one opens a hyperparameter of its own."""
     return {name: params[name] for name in params if params["model"] == "mlp" or "." not in name}
@@ -59,36 +58,124 @@ def conditional(study_of, trials=60):
     return study_of(made)
 
 
-def test_importances_are_those_of_optuna_and_of_its_dashboard(made, study_of):
+def test_importances_of_complete_trials_are_those_of_optuna(made, study_of):
     space = {"a": FRACTION, "b": FRACTION, "c": IntDistribution(1, 9), "d": CHOICE}
     plain = made(40, lambda p: 3 * p["a"] + p["b"], **space)
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=BEST_SHARE)
     for stored in (plain, conditional(study_of)):
         shares = compute_importances(stored).shares
         assert shares == compute_importances(stored).shares
         assert [*shares.values()] == sorted(shares.values(), reverse=True)
         assert sum(shares.values()) == pytest.approx(1)
-        assert shares == pytest.approx(optuna.importance.get_param_importances(stored.optuna))
-        assert shares == pytest.approx(shown_by_the_dashboard(stored))
+        expected = get_param_importances(stored.optuna, evaluator=evaluator)
+        assert shares == pytest.approx(expected)
 
 
-def test_report_status_and_dashboard_show_the_same_importances(searched):
-    dashboard_shares = shown_by_the_dashboard(searched)
-    sections = read_report(searched).sections
-    (block,) = next(section.blocks for section in sections if section.key == "importances")
-    assert dict(block.items) == pytest.approx(dashboard_shares)
-    status = ProgressReader(searched).status().importances
-    assert [*status] == sorted(dashboard_shares, key=lambda name: -dashboard_shares[name])[
-        :MOST_IMPORTANT
-    ]
-    assert status == pytest.approx({name: dashboard_shares[name] for name in status})
+def test_every_view_shows_the_same_importances(searched):
+    shares = compute_importances(searched).shares
+    assert shares
+    report = read_report(searched)
+    blocks = {section.key: section.blocks for section in report.sections}
+    (bars,) = blocks["importances"]
+    assert dict(bars.items) == shares
+    (first_screen,) = next(iter(blocks.values()))[-1].blocks
+    largest = [*shares.values()]
+    assert [share for _, share in first_screen.items] == largest[: len(first_screen.items)]
+    status = ProgressReader(searched).status()
+    assert status.list_largest_shares() == dict([*shares.items()][:MOST_IMPORTANT])
+    assert f"{100 * largest[0]:.0f}%" in shown(status)
+    assert Study(searched).importances == shares
 
 
+@pytest.mark.filterwarnings("ignore:PedAnova:UserWarning")
 def test_each_objective_has_its_importances(sqlite_url):
-    values = [(0.5 + number % 7 / 20, 100.0 + 50 * (number % 5)) for number in range(14)]
+    values = [(0.5 + number % 7 / 20, 100.0 + 50 * (number % 5)) for number in range(ENOUGH)]
     stored = two_sided(sqlite_url, *values, None)
-    for position in (0, 1):
-        shares = compute_importances(stored, position).shares
-        assert shares == pytest.approx(shown_by_the_dashboard(stored, position))
+    for position, sign in ((0, 1), (1, -1)):
+        importances = compute_importances(stored, position)
+        assert importances.compared == ENOUGH
+        expected = get_param_importances(
+            stored.optuna,
+            evaluator=PedAnovaImportanceEvaluator(target_quantile=BEST_SHARE),
+            target=lambda trial, at=position, sign=sign: -sign * trial.values[at],
+        )
+        assert importances.shares == pytest.approx(expected)
+
+
+def a_reporting_trial(number, state, reports, **attributes):
+    """A trial with a value after each of some epochs; a complete one has the last as its value."""
+    value = None
+    if state == TrialState.COMPLETE:
+        value = reports[max(reports)]
+    trial = create_trial(
+        state=state,
+        value=value,
+        params={"lr": number / 100},
+        distributions={"lr": FRACTION},
+        intermediate_values=reports,
+        user_attrs=attributes,
+    )
+    trial.number = number
+    return trial
+
+
+COMPLETE, PRUNED, RUNNING, FAIL = (
+    TrialState.COMPLETE,
+    TrialState.PRUNED,
+    TrialState.RUNNING,
+    TrialState.FAIL,
+)
+
+
+def test_pruned_trials_are_compared_at_the_first_rung():
+    """The default demo has 7 complete trials of 40, and its importances are of all 40."""
+    complete = [a_reporting_trial(n, COMPLETE, {1: 0.1, 3: 0.5, 6: 0.9}) for n in range(7)]
+    pruned = [a_reporting_trial(n, PRUNED, {1: 0.2}) for n in range(7, 38)]
+    promoted = [a_reporting_trial(n, PRUNED, {1: 0.3, 3: 0.4}) for n in range(38, 40)]
+    compared = compare_values([*complete, *pruned, *promoted])
+    assert compared.epoch == 1
+    assert {*compared.values.values()} == {0.1, 0.2, 0.3}
+    importances = rate_hyperparameters([*complete, *pruned, *promoted], compared, 1)
+    assert importances.compared == 40
+    assert importances.shares == {"lr": 1}
+
+
+def test_trials_that_all_complete_are_compared_by_their_final_values():
+    trials = [a_reporting_trial(n, COMPLETE, {1: 0.1, 2: n / 10}) for n in range(10)]
+    trials.append(a_reporting_trial(10, PRUNED, {1: 0.2}))  # one of eleven
+    compared = compare_values(trials)
+    assert compared.epoch is None
+    assert compared.values == {n: n / 10 for n in range(10)}
+
+
+def test_a_trial_is_compared_by_its_last_value_before_the_epoch():
+    trials = [a_reporting_trial(n, PRUNED, {2: 0.5, 4: 0.7}) for n in range(9)]
+    trials.append(a_reporting_trial(9, COMPLETE, {3: 0.6, 6: 0.8}))
+    compared = compare_values(trials)
+    assert compared.epoch == 4
+    assert compared.values[9] == 0.6
+
+
+def test_paused_trials_are_compared_and_failed_or_running_ones_are_not():
+    trials = [
+        a_reporting_trial(0, RUNNING, {1: 0.5}, **{PAUSED: 1}),
+        a_reporting_trial(1, RUNNING, {1: 0.5}),
+        a_reporting_trial(2, FAIL, {1: 0.5}),
+        a_reporting_trial(3, PRUNED, {1: float("nan")}),
+        a_reporting_trial(4, PRUNED, {}),
+    ]
+    assert compare_values(trials).values == {0: 0.5}
+    assert compare_values([]).values == {}
+
+
+def test_a_hyperparameter_without_effect_seldom_stands_out(made):
+    space = dict.fromkeys("abcdef", FRACTION)
+    for seed in range(5):
+        noise = optuna.samplers.RandomSampler(seed=seed)._rng.rng
+        stored = made(40, lambda p, noise=noise: noise.normal(), seed, **space)
+        assert compute_importances(stored).outstanding == set()
+    decided = made(40, lambda p: (p["a"] - 0.3) ** 2, 9, **space)
+    assert compute_importances(decided).outstanding == {"a"}
 
 
 def test_the_deciding_hyperparameter_comes_first_whatever_its_kind(made):
@@ -125,12 +212,15 @@ def test_without_importances_a_sentence_says_why(study_of):
         return explain_no_importances(computed)
 
     varied = {"lr": (0.1, 0.2, 0.3)}
-    assert reason(study_of((), "none")) == TOO_FEW
-    assert reason(study("few", range(9), **varied)) == TOO_FEW
-    assert reason(study("infinite", [*range(9), float("inf")], **varied)) == TOO_FEW
-    assert reason(study("constant", [0.5] * 20, **varied)) == ALL_ALIKE
-    assert reason(study("one value", range(20), lr=(0.1,))) == ALL_ALIKE
-    assert reason(study("no hyperparameter", range(20))) == ALL_ALIKE
+    few = "Which hyperparameters matter shows from 20 trials with a value on; "
+    alike = "No hyperparameter sets the best trials apart."
+    assert reason(study_of((), "none")) == f"{few}none has one yet."
+    assert reason(study("one", [1.0], **varied)) == f"{few}1 has one."
+    assert reason(study("few", range(19), **varied)) == f"{few}19 have one."
+    assert reason(study("infinite", [*range(19), float("inf")], **varied)) == f"{few}19 have one."
+    assert reason(study("constant", [0.5] * 20, **varied)) == alike
+    assert reason(study("one value", range(20), lr=(0.1,))) == alike
+    assert reason(study("no hyperparameter", range(20))) == alike
 
 
 def test_a_hyperparameter_is_varied_if_enough_trials_differ_in_it(made):
@@ -142,8 +232,8 @@ def test_a_hyperparameter_is_varied_if_enough_trials_differ_in_it(made):
 def test_the_evaluator_needs_no_scikit_learn_and_leaves_its_package_whole():
     look = """
 import sys
-from studyloom.storage.optuna_internals import ped_anova
-known = type(ped_anova())
+from studyloom.storage.optuna_internals import _ped_anova
+known = type(_ped_anova(0.25))
 assert "sklearn" not in sys.modules
 from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
 assert known is PedAnovaImportanceEvaluator

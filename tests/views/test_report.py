@@ -19,9 +19,10 @@ from studyloom.storage.attributes import BASELINE, FAILURE, HALTED, PROPOSED, RE
 from studyloom.storage.opening import create_study
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.views import page as pages
-from studyloom.views import report
+from studyloom.views import parameter_sections, report
+from studyloom.views.importances import compute_importances
 from studyloom.views.report import read_report, write_report
-from studyloom.views.snapshot import compute_importances, take_snapshot
+from studyloom.views.snapshot import take_snapshot
 from studyloom.views.words import explain_decision
 
 IMAGE = "<img src=x onerror=alert(1)>"
@@ -242,9 +243,9 @@ def test_a_large_study_is_sampled_at_even_distances_with_notable_trials(
 
 def test_only_the_most_important_of_many_hyperparameters_are_shown(study_of, monkeypatch):
     monkeypatch.setattr(report, "MOST_COLUMNS", 2)
-    monkeypatch.setattr(report, "MOST_SLICES", 3)
+    monkeypatch.setattr(parameter_sections, "MOST_SLICES", 3)
     space = {f"p{n}": FloatDistribution(0.0, 1.0) for n in range(6)}
-    at = [{f"p{n}": (7 * number + 3 * n) % 10 / 10 for n in range(6)} for number in range(12)]
+    at = [{f"p{n}": (7 * number + 3 * n) % 10 / 10 for n in range(6)} for number in range(24)]
     stored = study_of(
         create_trial(value=params["p1"] + params["p4"] / 3, params=params, distributions=space)
         for params in at

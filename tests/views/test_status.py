@@ -17,6 +17,7 @@ from studyloom.cli import main
 from studyloom.errors import StorageLost
 from studyloom.storage.attributes import HALTED, PAUSED, PROPOSED
 from studyloom.views.headline import make_headline
+from studyloom.views.importances import Importances
 from studyloom.views.progress import Progress, ProgressReader, StageProgress, Status
 from studyloom.views.report import write_report
 from studyloom.views.snapshot import WorkerStatus
@@ -102,7 +103,7 @@ def test_the_proposer_of_the_best_trial_is_shown_as_plain_text(half_done):
 def test_nothing_is_cut_off_and_no_line_is_wider_than_the_terminal(half_done):
     half_done.optuna.set_user_attr(HALTED, "RuntimeError: " + "because " * 20)
     shares = {"optimizer.adamw.weight_decay": 0.625, "x" * 30: 0.375}
-    stands = replace(ProgressReader(half_done).status(), importances=shares)
+    stands = replace(ProgressReader(half_done).status(), importances=Importances(shares))
     params = {f"model.some_network.a_parameter_{n}": f"value-number-{n}" for n in range(12)}
     stands.progress.search.best.params = params | {"x": "y" * 300}
     for width in (40, 80):
@@ -116,19 +117,23 @@ def test_nothing_is_cut_off_and_no_line_is_wider_than_the_terminal(half_done):
 
 
 def test_importances_are_shown_after_enough_trials(stored):
-    for number in range(12):
+    for number in range(22):
         trial = begin(stored)
         lr, width = trial.suggest_float("lr", 0.0, 1.0), trial.suggest_int("width", 1, 9)
         trial.suggest_categorical("fixed", ["one"])
         if number % 2:
             trial.suggest_float("sgd.momentum", 0.0, 1.0)
         stored.optuna.tell(trial, lr + 0.01 * width)
-        if number == 8:
-            assert ProgressReader(stored).status().importances == {}
-    shares = ProgressReader(stored).status().importances
+        if number == 18:
+            text = shown(ProgressReader(stored).status())
+            assert "shows from 20 trials with a value on; 19 have one." in text
+            assert "what matters" not in text
+    status = ProgressReader(stored).status()
+    shares = status.list_largest_shares()
     assert {"lr", "width"} <= {*shares} <= {"lr", "width", "sgd.momentum"}
     assert list(shares.values()) == sorted(shares.values(), reverse=True)
     assert sum(shares.values()) == pytest.approx(1.0)
+    assert re.search(rf"learning rate +{100 * shares['lr']:.0f}%", shown(status))
 
 
 def test_json_has_stable_keys_and_unrounded_numbers(half_done):
@@ -156,7 +161,7 @@ def test_numbers_that_are_not_finite_are_null():
     snapshot = snapshot_of(workers=[worker], best=trial_of(0.5, params={"lr": math.nan}))
     stage = StageProgress("search", 0, 1, snapshot)
     progress = Progress(snapshot, (stage,), "search", eta=math.inf)
-    document = json.loads(Status(progress, {"lr": math.nan}, []).as_json())
+    document = json.loads(Status(progress, Importances({"lr": math.nan}), []).as_json())
     assert document["workers"][0]["value"] is document["importances"]["lr"] is None
     assert document["eta"] is None
     assert document["best"]["params"] == {"lr": None}

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from studyloom.definition.definition import Definition
 from studyloom.storage.failures import count_failures
-from studyloom.views import run_details, terminal, words
+from studyloom.views import advice_lines, run_details, terminal, words
 from studyloom.views.headline import make_headline
 from studyloom.views.run_end import RunEnd, print_run_end
 from studyloom.views.snapshot import Snapshot
@@ -53,6 +53,7 @@ def print_end(
         result=result,
         seconds=seconds,
         notes=notes,
+        advice=advice_lines.list_for_end(study.stored, snapshot, result),
         has_report=(study.run_dir / "report.html").exists(),
         next_command=make_next_command(study, command, snapshot),
         last="\n".join(reasons),

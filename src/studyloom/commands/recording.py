@@ -28,6 +28,7 @@ def begin_recording(study: OpenStudy, command: Command) -> None:
         top=settings.top,
         seeds=settings.seeds,
         per_hour=cost_per_hour,
+        is_call=command.is_call,
     )
     begin_command(study.stored, record, command.age())
     for stage in read_evaluation(study).later:

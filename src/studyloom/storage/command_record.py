@@ -29,6 +29,7 @@ class CommandRecord:
         began: When the command began, in UTC, as ISO 8601.
         ended: The exit code with which nothing was left to do; None while something is.
         at: When it ended, in UTC, as ISO 8601.
+        is_call: Whether the user called a function from Python instead.
     """
 
     trials: int
@@ -40,6 +41,7 @@ class CommandRecord:
     began: str | None = None
     ended: int | None = None
     at: str | None = None
+    is_call: bool = False
 
     def stage_of(self, name: str, title: str) -> str:
         """Returns the start of the name of a later stage's study."""

@@ -1,11 +1,13 @@
 """The only module that imports Optuna's private parts, which may change with any release."""
 
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.samplers._lazy_random_state import LazyRandomState
@@ -18,9 +20,11 @@ from optuna.storages._rdb.models import (
     TrialValueModel,
     VersionInfoModel,
 )
+from optuna.study import StudyDirection
 from optuna.study._constrained_optimization import _CONSTRAINTS_KEY as CONSTRAINT
 from optuna.study._frozen import FrozenStudy
 from optuna.study.study import _SYSTEM_ATTR_METRIC_NAMES as METRIC_NAMES
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Column, MetaData, PrimaryKeyConstraint, String, Table
 
 if TYPE_CHECKING:
@@ -40,7 +44,7 @@ __all__ = [
     "TrialIntermediateValueModel",
     "TrialValueModel",
     "VersionInfoModel",
-    "ped_anova",
+    "rate_by_ped_anova",
 ]
 
 MIGRATIONS = Path(models.__file__).parent / "alembic" / "versions"
@@ -55,9 +59,58 @@ ALEMBIC = Table(
 )
 
 
+@dataclass(frozen=True)
+class _RatedTrials:
+    """The part of a study that PED-ANOVA reads: complete trials, the lowest value of which is best.
+
+    A study in memory would copy each trial, and log that it was created.
+    """
+
+    trials: list[FrozenTrial]
+    directions: tuple[StudyDirection, ...] = (StudyDirection.MINIMIZE,)
+
+    def get_trials(self, **_: object) -> list[FrozenTrial]:
+        return self.trials
+
+    def _is_multi_objective(self) -> bool:
+        return False
+
+
+def rate_by_ped_anova(
+    trials: Iterable[FrozenTrial], losses: Mapping[int, float], best_share: float
+) -> dict[str, float]:
+    """Returns the score of each hyperparameter by PED-ANOVA, Optuna's default for importances.
+
+    Args:
+        trials: those to compare; each must have a loss, in whatever state it is.
+        losses: a finite number for each trial, by its number; less is better.
+        best_share: the share of the trials that are the best ones, which are compared with all.
+    """
+    rated_trials = []
+    for trial in trials:
+        rated_trial = FrozenTrial(
+            number=trial.number,
+            trial_id=trial.number,
+            state=TrialState.COMPLETE,
+            value=losses[trial.number],
+            datetime_start=None,
+            datetime_complete=None,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs={},
+            system_attrs={},
+            intermediate_values={},
+        )
+        rated_trials.append(rated_trial)
+    study: Any = _RatedTrials(rated_trials)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna warns that few trials have some hyperparameter
+        return _ped_anova(best_share).evaluate(study)
+
+
 @cache
-def ped_anova() -> "PedAnovaImportanceEvaluator":
-    """Returns Optuna's default evaluator of importances, without importing its whole package.
+def _ped_anova(best_share: float) -> "PedAnovaImportanceEvaluator":
+    """Returns Optuna's evaluator of importances, without importing its whole package.
 
     The package `optuna.importance` imports scikit-learn for other evaluators, which takes a second
     and 120 MB. Python imports a package before its modules, unless `sys.modules` has one of that
@@ -75,4 +128,4 @@ def ped_anova() -> "PedAnovaImportanceEvaluator":
     finally:
         if not is_loaded:
             del sys.modules[name]
-    return PedAnovaImportanceEvaluator()
+    return PedAnovaImportanceEvaluator(target_quantile=best_share)

@@ -6,6 +6,8 @@ with a link to optuna-dashboard.
 """
 
 __all__ = [
+    "advice",
+    "advice_lines",
     "charts",
     "comparison",
     "dashboard",
@@ -15,6 +17,7 @@ __all__ = [
     "explanations",
     "figures",
     "headline",
+    "importances",
     "notebook",
     "page",
     "progress",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
@@ -51,11 +51,12 @@ from studyloom.views.charts import (
     make_log_scale,
     make_trial_dots,
 )
+from studyloom.views.importances import compare_values
 from studyloom.views.words import describe_ablation
 from studyloom.winner.result import Ablation, AblationRow, Predictions, Result, Summary
 
-ENOUGH = 3  # complete trials that must have a hyperparameter before it is drawn
-NO_PARAMETERS = f"No hyperparameter has had different values in {ENOUGH} complete trials yet."
+ENOUGH = 3  # trials with a value that must have a hyperparameter before it is drawn
+NO_PARAMETERS = f"No hyperparameter has had different values in {ENOUGH} trials with a value yet."
 NOTHING_COMPLETE = "No trial is complete yet."
 NO_VALUE = "No trial has a value yet."
 # The width of a trial's mark in the history, by its outcome. The last are on top.
@@ -908,7 +909,8 @@ def draw_slices(
             if trial.number in shared.coordinates and name in trial.params:
                 members.append(trial)
         last_number = trials[-1].number
-        charts[name] = _draw_slice(members, name, shared, best, axis, last_number)
+        if members:  # else none of the trials that are drawn has it
+            charts[name] = _draw_slice(members, name, shared, best, axis, last_number)
     return Multiples(charts)
 
 
@@ -917,14 +919,17 @@ def _place_slice_values(trials: Sequence[FrozenTrial], axis: Axis) -> _SliceValu
 
     The axis covers the range of the complete trials, and those that ended early with a value near
     it: at most the length of this range above or below it. The others are put at an end of the
-    axis.
+    axis. Before any trial is complete it covers all.
     """
     early = ended_early(trials)  # the last values of trials that were pruned or are paused
     values = {trial.number: _value(trial) for trial in complete_trials(trials)}
-    bottom = axis.coordinate(min(values.values()))
-    top = axis.coordinate(max(values.values()))
-    reach = top - bottom  # a value is near if it lies at most so far above or below
-    if reach == 0:  # all complete trials have one value: every trial is within the axis
+    bottom = 0.0
+    reach = 0.0  # a value is near if it lies at most so far above or below
+    if values:
+        bottom = axis.coordinate(min(values.values()))
+        reach = axis.coordinate(max(values.values())) - bottom
+    top = bottom + reach
+    if reach == 0:  # no complete trials differ in their value: every trial is within the axis
         reach = math.inf
     for last_values_of_outcome in early.values():
         values |= last_values_of_outcome
@@ -1001,9 +1006,12 @@ def _choose_shade(position: int, count: int) -> int:
 
 
 def _mark_shades(
-    points: Mapping[int, Point], shades: Mapping[int, int], width: float
+    points: Mapping[int, Point],
+    shades: Mapping[int, int],
+    width: float,
+    shape: Literal["dot", "square"] = "dot",
 ) -> list[Mark]:
-    """Returns the dots of trials, a mark for each shade from gray to blue.
+    """Returns the dots or squares of trials, a mark for each shade from gray to blue.
 
     Args:
         points: the coordinates of the trials, by number.
@@ -1012,13 +1020,14 @@ def _mark_shades(
     marks = []
     for shade in range(SHADES):
         members = {number for number in points if shades[number] == shade}
-        marks.append(make_trial_dots(_select(points, members), color=f"ramp-{shade}", width=width))
+        selected = _select(points, members)
+        marks.append(make_trial_dots(selected, color=f"ramp-{shade}", width=width, shape=shape))
     return _without_empty(marks)
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """Two hyperparameters, and the complete trials that have both."""
+    """Two hyperparameters, and the trials with a value that have both."""
 
     first: str
     second: str
@@ -1041,18 +1050,19 @@ class _Pair:
         return True
 
 
-def _choose_pair(complete: Sequence[FrozenTrial], names: Sequence[str]) -> _Pair | None:
+def _choose_pair(trials: Sequence[FrozenTrial], names: Sequence[str]) -> _Pair | None:
     """Chooses two hyperparameters that vary together; None if there are none.
 
     Prefers two numbers to a number and a choice, and a number and a choice to two choices.
 
     Args:
+        trials: those with a value.
         names: the most important hyperparameter first.
     """
     best: _Pair | None = None
     for first, second in itertools.combinations(names, 2):
-        trials = [trial for trial in complete if first in trial.params and second in trial.params]
-        pair = _Pair(first, second, trials)
+        members = [trial for trial in trials if first in trial.params and second in trial.params]
+        pair = _Pair(first, second, members)
         if not pair.is_varied:
             continue
         if pair.choice_count == 0:  # no later pair is preferred to two numbers
@@ -1071,21 +1081,17 @@ def _format_setting(trial: FrozenTrial, name: str) -> str:
 def draw_pair(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) -> Chart | str:
     """Draws trials over the two most important hyperparameters that occur together.
 
-    The better a complete trial, the bluer its dot.
+    The better a trial, the bluer its dot; it is a square if the trial ended early. Trials are
+    compared by their values at one epoch, as for the importances.
 
     Args:
         names: the hyperparameters, the most important one first.
     """
-    pair = _choose_pair(complete_trials(trials), names)
+    values = compare_values(trials).values
+    pair = _choose_pair([trial for trial in trials if trial.number in values], names)
     if pair is None:
         return "No two hyperparameters have been varied together in enough trials yet."
-    early = ended_early(trials)
-    numbers = {trial.number for trial in pair.trials}.union(*early.values())
-    members = []
-    for trial in trials:
-        has_both = pair.first in trial.params and pair.second in trial.params
-        if has_both and trial.number in numbers:
-            members.append(trial)
+    members = pair.trials
     x = make_setting_axis(members, pair.first)
     y = make_setting_axis(members, pair.second)
     # Trials with the same two choices are drawn side by side; multiples of GOLDEN and of PLASTIC
@@ -1095,17 +1101,15 @@ def draw_pair(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) -
     points: dict[int, Point] = {}
     for trial, from_left, from_bottom in zip(members, x_coordinates, y_coordinates, strict=True):
         points[trial.number] = (from_left, from_bottom)
-    worst_first = sorted(pair.trials, key=lambda trial: axis.sign * _value(trial))
+    worst_first = sorted(members, key=lambda trial: axis.sign * values[trial.number])
     shades = {}
     for rank, trial in enumerate(worst_first):
         shades[trial.number] = _choose_shade(rank, len(worst_first))
-    marks = _mark_ended_early(points, early, within_axis=points)  # the axes cover all trials
-    marks += _mark_shades(_select(points, shades), shades, width=10)
-    table = _tabulate_pair(pair, worst_first[::-1], axis.metric)
-    label = (
-        f"{len(pair.trials)} complete trials over {pair.first} and {pair.second}, "
-        "the better the bluer"
-    )
+    complete = {trial.number for trial in members if trial.state == TrialState.COMPLETE}
+    marks = _mark_shades(_remove(points, complete), shades, width=7, shape="square")
+    marks += _mark_shades(_select(points, complete), shades, width=10)
+    table = _tabulate_pair(pair, worst_first[::-1], values, axis.metric)
+    label = f"{len(members)} trials over {pair.first} and {pair.second}, the better the bluer"
     return Chart(label, PAIR_HEIGHT, x.scale, _turn_upright(y.scale, PAIR_HEIGHT), marks, table)
 
 
@@ -1120,13 +1124,19 @@ def _turn_upright(scale: ChartScale, height: int) -> ChartScale:
     return replace(scale, ticks=fitting)
 
 
-def _tabulate_pair(pair: _Pair, best_first: Sequence[FrozenTrial], metric: str) -> PageTable:
-    """Returns the table of the best trials with their settings of two hyperparameters."""
+def _tabulate_pair(
+    pair: _Pair, best_first: Sequence[FrozenTrial], values: Mapping[int, float], metric: str
+) -> PageTable:
+    """Returns the table of the best trials with their settings of two hyperparameters.
+
+    Args:
+        values: the values by which they are compared, by number.
+    """
     rows = []
     for trial in best_first[:PAIR_ROWS]:
         first = _format_setting(trial, pair.first)
         second = _format_setting(trial, pair.second)
-        rows.append((trial.number, first, second, format_value(_value(trial))))
+        rows.append((trial.number, first, second, format_value(values[trial.number])))
     note = f"The best {len(rows)} of {len(best_first)}."
     head = ("trial", pair.first, pair.second, metric)
     return PageTable(head, rows, text_columns=(1, 2), note=note)

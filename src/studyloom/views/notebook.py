@@ -7,8 +7,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from studyloom.storage.stored_study import StoredStudy
-from studyloom.text import html_table
+from studyloom.text import html_table, printable
 from studyloom.views import words
+from studyloom.views.advice import Advice
 from studyloom.views.charts import Chart
 from studyloom.views.drawing import svg
 from studyloom.views.notable_trials import list_notable_trials
@@ -32,12 +33,29 @@ def render_study(stored: StoredStudy, run_dir: Path | None, result: Result | Non
     figure = ""
     if chart is not None:
         figure = svg(chart)
+    searched = ""
+    if report.head.searched:
+        searched = f"<p>Searched: {escape(report.head.searched)}</p>"
+    advice = _list_advice(report.head.advice)
     snapshot = take_snapshot(stored)
     table = html_table(COLUMNS, _list_rows(snapshot, result))
     sentence = escape(report.head.sentence)
     counts = escape(words.describe_counts(snapshot))
     link = _link_report(run_dir)
-    return f"<p><b>{sentence}</b></p>{table}{figure}<p>{counts}{link}</p>"
+    return f"<p><b>{sentence}</b></p>{searched}{table}{figure}{advice}<p>{counts}{link}</p>"
+
+
+def _list_advice(advice: Sequence[Advice]) -> str:
+    """Returns what an expert would say as a list; empty for nothing."""
+    items = []
+    for sentence in advice:
+        line = ""
+        if sentence.line:
+            line = f" <code>{escape(printable(sentence.line))}</code>"
+        items.append(f"<li>{escape(printable(sentence.text))}{line}</li>")
+    if not items:
+        return ""
+    return f"<ul>{''.join(items)}</ul>"
 
 
 def _find_chart(sections: Iterable[Section]) -> Chart | None:

@@ -23,6 +23,7 @@ from studyloom._version import __version__
 from studyloom.errors import FileError, StudyloomError
 from studyloom.files import ASSETS, check_output, write_whole
 from studyloom.text import mask_passwords, name_error, printable
+from studyloom.views.advice import Advice
 from studyloom.views.charts import Block
 from studyloom.views.words import Fact
 
@@ -271,6 +272,8 @@ class Head:
     """The top of a report: the result in a sentence, what stands out, and facts in short.
 
     Args:
+        searched: the hyperparameters with their options and ranges, in short; may be empty.
+        advice: what an expert would say.
         image: all of it with the first figure, as SVG, to share.
     """
 
@@ -278,6 +281,8 @@ class Head:
     sentence: str
     blocks: Sequence[Block]
     facts: Sequence[Fact] = ()
+    searched: str = ""
+    advice: Sequence[Advice] = ()
     image: str = ""
 
 

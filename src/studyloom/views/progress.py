@@ -32,13 +32,11 @@ from studyloom.storage.stored_study import (
 )
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import format_duration, one_line
+from studyloom.views.advice import Advice, list_search_advice
 from studyloom.views.estimate import Work, estimate_seconds, estimate_work
-from studyloom.views.snapshot import (
-    Snapshot,
-    WorkerStatus,
-    compute_importances,
-    take_snapshot,
-)
+from studyloom.views.importances import COMPARED_OUTCOMES, Importances, compute_importances
+from studyloom.views.searched import describe_searched
+from studyloom.views.snapshot import Snapshot, WorkerStatus, take_snapshot
 from studyloom.views.words import (
     count_uncounted,
     describe_stored_result,
@@ -295,7 +293,7 @@ class ProgressReader:
         self.stored = stored
         self._stage_studies: dict[str, StoredStudy] = {}  # those of later stages, by name
         self._weighed_trials: int | None = None  # how many trials the importances are based on
-        self._importances: Mapping[str, float] = {}
+        self._importances = Importances()
 
     def status(self) -> "Status":
         """Reads the status of the study.
@@ -304,25 +302,31 @@ class ProgressReader:
             StorageError: the database cannot be read.
         """
         progress = self.read()
-        shares = self._weigh_parameters(progress.search)
-        largest = dict(itertools.islice(shares.items(), MOST_IMPORTANT))
-        return Status(progress, largest, count_failures(progress.search.trials))
+        importances = self._weigh_parameters(progress.search)
+        search = progress.search
+        return Status(
+            progress=progress,
+            importances=importances,
+            failures=count_failures(search.trials),
+            searched=describe_searched(self.stored),
+            advice=list_search_advice(self.stored, search, importances),
+        )
 
-    def _weigh_parameters(self, search: Snapshot, max_growth: float = 1.0) -> Mapping[str, float]:
+    def _weigh_parameters(self, search: Snapshot, max_growth: float = 1.0) -> Importances:
         """Returns the importances of the hyperparameters, computed again if they are outdated.
 
         Importances of thousands of trials take long, and a display is drawn each second.
 
         Args:
-            max_growth: how many times as many trials may be complete as at the last computation,
+            max_growth: how many times as many trials may have a value as at the last computation,
                 before they are computed again.
         """
-        complete = search.outcomes.get("complete", 0)
-        weighed = self._weighed_trials  # how many were complete at the last computation
-        is_current = weighed is not None and weighed <= complete <= max_growth * weighed
+        count = sum(search.outcomes.get(outcome, 0) for outcome in COMPARED_OUTCOMES)
+        weighed = self._weighed_trials  # how many had a value at the last computation
+        is_current = weighed is not None and weighed <= count <= max_growth * weighed
         if not is_current:
-            self._importances = compute_importances(self.stored).shares
-            self._weighed_trials = complete
+            self._importances = compute_importances(self.stored)
+            self._weighed_trials = count
         return self._importances
 
     def statuses(self) -> Iterator["Status | StorageError"]:
@@ -374,7 +378,7 @@ class ProgressReader:
             trials={title: snapshot.trials for title, snapshot in snapshots.items()},
             works=_estimate_works(stages),
             # They only order the columns of a table, and may be of two thirds of the trials.
-            importances=self._weigh_parameters(search, max_growth=1.5),
+            importances=self._weigh_parameters(search, max_growth=1.5).shares,
         )
         return replace(progress, eta=estimate_time_left(progress))
 
@@ -744,17 +748,24 @@ class Status:
     """A study at one moment, in detail. Two are equal if nothing but the time differs.
 
     Args:
-        importances: the shares of the most important hyperparameters, with a sum of at most 1;
-            empty before they can be computed.
+        importances: the importances of the hyperparameters.
+        searched: the hyperparameters with their options and ranges, in short.
+        advice: what an expert would say of the search.
     """
 
     progress: Progress
-    importances: Mapping[str, float]
+    importances: Importances
     failures: Sequence[FailureCount]
+    searched: str = ""
+    advice: Sequence[Advice] = ()
 
     def as_json(self) -> str:
         """Formats it as one line of JSON, with null for values that are missing or not finite."""
         return to_json(asdict(self.document()))
+
+    def list_largest_shares(self) -> dict[str, float | None]:
+        """Returns the importances of the most important hyperparameters, by name."""
+        return dict(itertools.islice(self.importances.shares.items(), MOST_IMPORTANT))
 
     def document(self) -> StatusDocument:
         """Makes the document of the status."""
@@ -784,7 +795,7 @@ class Status:
             baseline=baseline,
             front=[_make_best_trial(snapshot, trial) for trial in snapshot.front],
             rule=snapshot.rule,
-            importances={**self.importances},
+            importances=self.list_largest_shares(),
             workers=progress.current.workers,
             failures=failures,
             halt_reason=progress.halted,

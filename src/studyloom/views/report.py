@@ -4,7 +4,7 @@ It can be written while the search runs; a sentence replaces a figure that canno
 add a section, yield it in `read_report`, and add its words to assets/report/sections.toml.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -25,17 +25,21 @@ from studyloom.text import (
     shorten,
     shorten_names,
 )
-from studyloom.views import drawing, figures, headline, page, words
+from studyloom.views import (
+    advice,
+    drawing,
+    figures,
+    headline,
+    page,
+    parameter_sections,
+    searched,
+    words,
+)
 from studyloom.views.charts import Axis, Block, PageTable
 from studyloom.views.explanations import render_explanations
 from studyloom.views.page import Absent, Paragraph, Section, draw_figure, make_section
 from studyloom.views.progress import STAGE_NAMES, Progress, ProgressReader
-from studyloom.views.snapshot import (
-    Importances,
-    Snapshot,
-    compute_importances,
-    find_varied_parameters,
-)
+from studyloom.views.snapshot import Snapshot
 from studyloom.views.trial_details import collect_details, read_logs
 from studyloom.winner.result import Result, Wrong
 
@@ -151,6 +155,7 @@ def make_head(
     result: Result | None,
     trials: Sequence[FrozenTrial],
     figure: Block,
+    parameters: parameter_sections.RankedParameters,
     *,
     is_live: bool = False,
 ) -> page.Head:
@@ -158,6 +163,7 @@ def make_head(
 
     Args:
         trials: the trials of all stages.
+        parameters: the hyperparameters, and how much they matter.
         figure: the first figure of the report, which the image to share contains.
     """
     snapshot = progress.search
@@ -176,7 +182,14 @@ def make_head(
         make_time_fact(progress, trials, is_live=is_live),
     )
     sentence = f"{headline.make_headline(snapshot, result)}."
-    head = page.Head(stored.name, sentence, blocks, facts)
+    head = page.Head(
+        name=stored.name,
+        sentence=sentence,
+        blocks=blocks,
+        facts=facts,
+        searched=searched.describe_searched(stored),
+        advice=advice.list_advice(stored, snapshot, result, parameters.importances),
+    )
     return replace(head, image=drawing.share(head, figure))
 
 
@@ -367,23 +380,58 @@ def render_search(
         marked_on_front = {"winner": winner_trial, **marked}
         figure = draw_figure(figures.draw_front, stored, marked_on_front, axis, table)
         yield make_section("front", [figure], rule=snapshot.rule)
+    yield render_history(trials, marked, axis, result, snapshot.live_trials)
+    yield render_curves(trials, marked, axis, snapshot.live_trials)
+    yield _render_losses(snapshot, winner_trial)
+
+
+def render_history(
+    trials: Sequence[FrozenTrial],
+    marked: figures.Marked,
+    axis: Axis,
+    result: Result | None = None,
+    live_trials: Collection[int] | None = None,
+) -> Section:
+    """Renders the history of the search.
+
+    Args:
+        marked: the trials that are highlighted, by name.
+        result: the result, whose winner has means on new seeds; None before there is one.
+        live_trials: the numbers of the trials that living workers hold; None without leases.
+    """
+    figure = draw_figure(
+        figures.draw_history, trials, marked, axis, winner=result, live_trials=live_trials
+    )
+    winner = ""
+    if result is not None and result.winner.reevaluation is not None:
+        winner = " The winner's means on new seeds, with their standard errors, are at the right."
     better = "Lower"
     if axis.sign > 0:
         better = "Higher"
-    figure = draw_figure(
-        figures.draw_history,
-        trials,
-        marked,
-        axis,
-        winner=result,
-        live_trials=snapshot.live_trials,
-    )
-    yield make_section("search", [figure], axis=AXIS_NOTES[axis.scale], better=better)
-    figure = draw_figure(
-        figures.draw_curves, trials, marked, axis, live_trials=snapshot.live_trials
-    )
-    yield make_section("curves", [figure], best=figures.MOST_BEST, latest=figures.MOST_LATEST)
-    yield _render_losses(snapshot, winner_trial)
+    axis_note = AXIS_NOTES[axis.scale]
+    return make_section("search", [figure], winner=winner, axis=axis_note, better=better)
+
+
+def render_curves(
+    trials: Sequence[FrozenTrial],
+    marked: figures.Marked,
+    axis: Axis,
+    live_trials: Collection[int] | None = None,
+) -> Section:
+    """Renders the learning curves.
+
+    Args:
+        marked: the trials that are highlighted, by name.
+        live_trials: the numbers of the trials that living workers hold; None without leases.
+    """
+    figure = draw_figure(figures.draw_curves, trials, marked, axis, live_trials=live_trials)
+    rungs = ""
+    if any(TrialRecord(trial).rungs for trial in trials):
+        rungs = " A dotted line is a rung, at which trials wait for promotion."
+    selection = ""
+    if len(figures.finite_curves(trials)) > figures.MOST_BEST + figures.MOST_LATEST:
+        selection = f" The best {figures.MOST_BEST} and the latest {figures.MOST_LATEST} are drawn."
+    return make_section("curves", [figure], rungs=rungs, selection=selection)
 
 
 def _find_trial(trials: Iterable[FrozenTrial], number: int) -> FrozenTrial | None:
@@ -410,61 +458,7 @@ def _render_losses(snapshot: Snapshot, winner_trial: FrozenTrial | None) -> Sect
     return make_section(figures.name_losses_section(trial), [figure], which=which)
 
 
-MOST_SLICES = 24  # figures of one hyperparameter each, of the most important ones
 MOST_COLUMNS = 100  # of the table of trials; 2,000 hyperparameters took 200 MB
-
-
-@dataclass(frozen=True)
-class RankedParameters:
-    """The hyperparameters of a search, and how much they matter.
-
-    Args:
-        names: those that varied, the most important for the metric first.
-        by_objective: the importances for each objective, for the metric first.
-    """
-
-    names: Sequence[str]
-    by_objective: Sequence[Importances]
-
-    @property
-    def shares(self) -> Mapping[str, float]:
-        """The importances for the metric."""
-        return self.by_objective[0].shares
-
-
-def rank_parameters(stored: StoredStudy) -> RankedParameters:
-    """Computes the importances of a study's hyperparameters, and sorts those that varied."""
-    by_objective = []
-    for position in range(len(stored.objectives)):
-        by_objective.append(compute_importances(stored, position))
-    shares = by_objective[0].shares
-    names = find_varied_parameters(figures.complete_trials(stored.trials()), figures.ENOUGH)
-    names.sort(key=lambda name: -shares.get(name, 0.0))
-    return RankedParameters(names, by_objective)
-
-
-def render_parameters(
-    stored: StoredStudy,
-    best: FrozenTrial | None,
-    axis: Axis,
-    parameters: RankedParameters,
-) -> Iterator[Section]:
-    """Renders the importances of hyperparameters for each objective, and their effects."""
-    for position, objective in enumerate(stored.objectives):
-        importances = parameters.by_objective[position]
-        block: Block = page.Bars([*importances.shares.items()])
-        if not importances.shares:
-            block = Absent(words.explain_no_importances(importances))
-        section = make_section("importances", [block])
-        if len(stored.objectives) > 1:
-            section = replace(section, title=f"What matters for {objective.name}")
-        if position > 0:  # two sections may not have the same key
-            section = replace(section, key=f"importances-{position}")
-        yield section
-    trials = stored.trials()
-    names = parameters.names[:MOST_SLICES]
-    yield make_section("slices", [draw_figure(figures.draw_slices, trials, names, best, axis)])
-    yield make_section("together", [draw_figure(figures.draw_pair, trials, names, axis)])
 
 
 # The table of all trials
@@ -819,6 +813,7 @@ class _ReportSource:
         drawn: the study with the trials that its figures show.
         note: a sentence that says which trials these are; empty if they are all.
         axis: the axis of the metric.
+        parameters: the hyperparameters of all trials, and how much they matter.
         configs: the configurations, from `read_configs`.
         run_dir: where the logs are, if known.
     """
@@ -829,6 +824,7 @@ class _ReportSource:
     progress: Progress
     result: Result | None
     axis: Axis
+    parameters: parameter_sections.RankedParameters
     configs: str
     run_dir: Path | None
 
@@ -858,7 +854,10 @@ class _ReportSource:
         first_count = 1
         if self.snapshot.costs:  # the Pareto front comes before the history
             first_count = 2
-        yield from search_sections[:first_count]
+        first_section, *next_sections = search_sections[:first_count]
+        bars = parameter_sections.make_bars(self.stored, self.parameters)
+        yield replace(first_section, blocks=[*first_section.blocks, *bars])
+        yield from next_sections
         yield from render_running(self.progress.current)
         yield render_details(self.stored, self.snapshot, self.result)
         if self.result is not None:
@@ -866,15 +865,14 @@ class _ReportSource:
             yield from render_explanations(self.result)
         yield from search_sections[first_count:]
         yield from render_proposers(self.stored, self.result)
-        parameters = rank_parameters(self.drawn)
         trials_section = render_trials(
-            self.drawn, self.snapshot, self.winner_number, parameters.shares, self.run_dir
+            self.drawn, self.snapshot, self.winner_number, self.parameters.shares, self.run_dir
         )
         yield from _add_note([trials_section], self.note)
-        parameter_sections = render_parameters(
-            self.drawn, self.snapshot.best, self.axis, parameters
+        effects = parameter_sections.render_parameters(
+            self.drawn, self.snapshot.best, self.axis, self.parameters
         )
-        yield from _add_note(parameter_sections, self.note)
+        yield from _add_note(effects, self.note)
         yield from render_workers(self.stored, self.snapshot)
         yield render_environment(self.stored.trials(), self.result, self.configs)
 
@@ -905,6 +903,7 @@ def read_report(
         progress=progress,
         result=result,
         axis=Axis.choose(stored.metric, stored.sign, values),
+        parameters=parameter_sections.rank_parameters(stored),
         configs=configs,
         run_dir=run_dir,
     )
@@ -915,7 +914,9 @@ def read_report(
     search_sections = source.render_search()
     trials = collect_trials_of_stages(stored)
     first_figure = search_sections[0].blocks[0]
-    head = make_head(stored, progress, result, trials, first_figure, is_live=is_live)
+    head = make_head(
+        stored, progress, result, trials, first_figure, source.parameters, is_live=is_live
+    )
     return Report(head, source.render_sections(search_sections))
 
 

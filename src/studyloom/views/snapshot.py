@@ -1,12 +1,9 @@
 """A snapshot: a study at one moment, as all views show it.
 
 `take_snapshot` counts the trials and slots of a study, and finds its best trial, its baseline and
-its workers. A slot is the place of one trial in the budget. `compute_importances` says how much
-each hyperparameter matters.
+its workers. A slot is the place of one trial in the budget.
 """
 
-import math
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,26 +13,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.decisions.early_end import Forecast, read_forecast
 from studyloom.storage.ledger import HeldSlot
-from studyloom.storage.optuna_internals import ped_anova
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_record import TrialRecord
-
-ENOUGH = 10  # complete trials, of which the best tenth is one
-
-
-@dataclass(frozen=True)
-class Importances:
-    """The importances of hyperparameters for an objective.
-
-    Args:
-        shares: the share of each hyperparameter, the largest first, with a sum of 1. Even one that
-            never varied may have a share if it is conditional, since it may matter whether a trial
-            has it. Empty if no hyperparameter sets the best trials apart.
-        has_enough_trials: whether the best tenth of the complete trials is at least one.
-    """
-
-    shares: Mapping[str, float] = field(default_factory=dict)
-    has_enough_trials: bool = True
 
 
 @dataclass(frozen=True)
@@ -243,52 +222,3 @@ def _read_workers(
             )
         workers.append(worker)
     return tuple(workers)
-
-
-def find_varied_parameters(trials: Sequence[FrozenTrial], min_trials: int = 2) -> list[str]:
-    """Returns the hyperparameters that at least so many trials have, with different values."""
-    values_by_name: dict[str, list[Any]] = {}
-    for trial in trials:
-        for name, value in trial.params.items():
-            values_by_name.setdefault(name, []).append(value)
-    varied = []
-    for name, values in values_by_name.items():
-        if len(values) >= min_trials and len({*values}) > 1:
-            varied.append(name)
-    return sorted(varied)
-
-
-def compute_importances(stored: StoredStudy, position: int = 0) -> Importances:
-    """Returns the importances of hyperparameters, as optuna-dashboard shows them.
-
-    PED-ANOVA (Watanabe et al., IJCAI 2023) compares the distribution of each hyperparameter in the
-    best tenth of the complete trials with that in all of them.
-
-    Args:
-        position: the position of the objective: 0 for the metric, 1 for the first cost.
-    """
-    complete_trials = stored.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    trials = [trial for trial in complete_trials if math.isfinite(trial.values[position])]
-    if len(trials) < ENOUGH:
-        return Importances(has_enough_trials=False)
-    sign = stored.objectives[position].sign
-
-    def negative_value(trial: FrozenTrial) -> float:  # PED-ANOVA takes the lowest as the best
-        value: float = trial.values[position]
-        return -sign * value
-
-    with warnings.catch_warnings():
-        # Optuna warns that it minimizes, and that few trials have some hyperparameter.
-        warnings.simplefilter("ignore")
-        scores = ped_anova().evaluate(stored.optuna, target=negative_value)
-    varied = find_varied_parameters(trials)
-    total = sum(scores.values())
-    if not varied or not total:
-        return Importances()
-    shares = {}
-    # Equal scores are sorted by name, since their order in Optuna's result is random.
-    for name in sorted(scores, key=lambda name: (-scores[name], name)):
-        # One that never varied may have a score if it is conditional, and is left out without one.
-        if scores[name] or name in varied:
-            shares[name] = scores[name] / total
-    return Importances(shares)

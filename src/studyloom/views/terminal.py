@@ -36,6 +36,7 @@ from studyloom.text import (
     printable,
 )
 from studyloom.user_code.digests import CODE
+from studyloom.views import advice_lines
 from studyloom.views.events import History
 from studyloom.views.last_trials import last_trials
 from studyloom.views.progress import (
@@ -335,6 +336,7 @@ def render_status(status: Status, width: int) -> RenderableType:
             parts.append(Text(text, style=style, overflow="fold"))
 
     parts.append(color_counts(Text(describe_counts(snapshot), overflow="fold")))
+    add_text("\n".join(advice_lines.wrap_searched(status.searched, width)), "dim")
     if progress.result is not None:
         add_text(describe_stored_result(progress.result), "bold green")
     add_text(_describe_budget(snapshot))
@@ -355,19 +357,15 @@ def render_status(status: Status, width: int) -> RenderableType:
     if len(table) > 1:
         parts.append(render_rows(table))
     add_text("\n".join(list_failures(status.failures)))
-    if status.importances:
+    add_text("\n".join(advice_lines.wrap_advice(status.advice, width)))
+    bars = advice_lines.list_importances(status.list_largest_shares(), snapshot)
+    if bars:
         add_text("what matters", "dim")
-        add_text("\n".join(_list_importances(status.importances)))
+        add_text("\n".join(bars))
     parts.append(compare_with_baseline(snapshot, width))
     if snapshot.rule is not None:
         parts.append(render_front(snapshot))
     return Group(*parts)
-
-
-def _list_importances(shares: Mapping[str, float]) -> list[str]:
-    """Returns a line for each hyperparameter, with its importance in percent."""
-    longest = max(map(len, shares))
-    return [f"  {one_line(name):{longest}}  {share:3.0%}" for name, share in shares.items()]
 
 
 def _describe_budget(snapshot: Snapshot) -> str:

@@ -27,7 +27,7 @@ from studyloom.text import (
     one_line,
     plural,
 )
-from studyloom.views.snapshot import ENOUGH, Importances, Snapshot, WorkerStatus
+from studyloom.views.snapshot import Snapshot, WorkerStatus
 from studyloom.winner.result import (
     SIMPLE,
     Ablation,
@@ -54,11 +54,6 @@ FOLLOW_SEED = (
 )
 NO_TEST = "there is no objective.test, so nothing was tested"
 OWN_TEST = "your test function measured it, so there are no predictions to show"
-TOO_FEW = (
-    f"No importances yet: of fewer than {ENOUGH} complete trials, the best tenth is less than one. "
-    "optuna-dashboard shows some from 2 on."
-)
-ALL_ALIKE = "No hyperparameter sets the best trials apart; optuna-dashboard shows equal shares."
 TRAININGS = {"re-evaluation": "re-evaluations", "final-training": "final trainings"}
 
 
@@ -277,13 +272,6 @@ def describe_counts(snapshot: Snapshot) -> str:
     """Describes the study in one line: its name and its trials."""
     counts = ", ".join(count_trials(snapshot))
     return f"{one_line(snapshot.name)}: {format_done(snapshot)} trials – {counts}"
-
-
-def explain_no_importances(importances: Importances) -> str:
-    """Says why hyperparameters have no importances."""
-    if importances.has_enough_trials:
-        return ALL_ALIKE
-    return TOO_FEW
 
 
 def make_trials_fact(stored: StoredStudy, snapshot: Snapshot) -> Fact:

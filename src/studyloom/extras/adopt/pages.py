@@ -7,27 +7,26 @@ import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.commands.options import print_json
 from studyloom.config.trust import SEARCHABLE_SECTIONS
 from studyloom.errors import ConfigError
 from studyloom.extras.adopt.findings import MAX_LENGTH, describe_findings
 from studyloom.extras.adopt.reading import AdoptedStudy, read_csv, read_database
-from studyloom.metrics import ObjectiveValue
 from studyloom.text import format_ranges, one_line, shorten_end
-from studyloom.views import figures, page
-from studyloom.views.charts import Axis
-from studyloom.views.page import Head, Section, draw_figure, make_section
-from studyloom.views.snapshot import compute_importances
+from studyloom.views import page
+from studyloom.views.advice import explain_basis, explain_no_importances
+from studyloom.views.charts import Axis, Block
+from studyloom.views.importances import Importances, compare_values, rate_hyperparameters
+from studyloom.views.page import Head, Section, make_section
+from studyloom.views.report import render_curves, render_history
 from studyloom.views.terminal import make_console
-from studyloom.views.words import explain_no_importances
 
-MAX_DRAWN = 2000  # trials that are drawn, the best among them, and that importances consider
+MAX_DRAWN = 2000  # trials that are drawn, the best among them
 FIRST_TRIALS = 3  # the number of the best configurations that the next search tries first
 TITLE_WIDTH = 13  # characters
 NAME = re.compile(r"[A-Za-z_][\w.]*")  # the name of a hyperparameter, as commands can write it
@@ -221,17 +220,15 @@ def render(study: AdoptedStudy, findings: Mapping[str, str], steps: Sequence[str
     if study.ranked:
         best = study.ranked[0]
     marked_trials = {"best": best, "baseline": None}
-    history = draw_figure(figures.draw_history, trials, marked_trials, axis)
-    curves = draw_figure(figures.draw_curves, trials, marked_trials, axis)
-    importances = draw_figure(_draw_importances, study)
-    better = "Lower"
-    if study.sign > 0:
-        better = "Higher"
+    importances = _rate_hyperparameters(study)
+    bars: Block = page.Bars([*importances.shares.items()])
+    if not importances.shares:
+        bars = page.Absent(explain_no_importances(importances))
     sections = [
         Section("continue", "Continue", [page.Lines(steps)]),
-        make_section("search", [history], axis="", better=better),
-        make_section("curves", [curves], best=figures.MOST_BEST, latest=figures.MOST_LATEST),
-        make_section("importances", [importances]),
+        render_history(trials, marked_trials, axis),
+        render_curves(trials, marked_trials, axis),
+        make_section("importances", [bars], basis=explain_basis(importances)),
     ]
     sentence = f"What the trials of this study show. {findings['trials']}."
     head = Head(study.name, sentence, [page.Facts([*findings.items()])])
@@ -259,25 +256,7 @@ def _choose_drawn_trials(study: AdoptedStudy) -> list[FrozenTrial]:
     return drawn_trials
 
 
-def _draw_importances(study: AdoptedStudy) -> page.Bars | str:
-    """Returns Optuna's importances of the hyperparameters, or a sentence that says why not.
-
-    Of many trials, evenly spaced ones are copied into a study in memory, which Optuna rates.
-    """
-    objective = ObjectiveValue(study.metric, study.direction)
-    study_in_memory = optuna.create_study(direction=objective.direction)
-    stride = 1 + len(study.complete) // MAX_DRAWN
-    for trial in study.complete[::stride]:
-        study_in_memory.add_trial(
-            create_trial(
-                value=trial.values[0],
-                params=trial.params,
-                distributions=trial.distributions,
-            )
-        )
-    # `compute_importances` reads no more than this of a stored study.
-    stored: Any = SimpleNamespace(optuna=study_in_memory, objectives=(objective,))
-    importances = compute_importances(stored)
-    if not importances.shares:
-        return explain_no_importances(importances)
-    return page.Bars([*importances.shares.items()])
+def _rate_hyperparameters(study: AdoptedStudy) -> Importances:
+    """Returns the importances of the hyperparameters for the metric."""
+    compared = compare_values(study.trials)
+    return rate_hyperparameters(study.trials, compared, study.sign)
