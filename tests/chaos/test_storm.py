@@ -37,8 +37,8 @@ KILLED_AS_THEY_CAME = (
     "Could not import runpy module",
     "Failed to import the site module",
 )
-# Python's traceback of a KeyboardInterrupt that ends a process, or comes while it ends or while it handles
-# another error, as it does where it makes an enumeration; a line of source may be empty.
+# Python's traceback of a KeyboardInterrupt that ends a process, or comes while it ends, or while it
+# handles another error, as it does where it makes an enumeration; a line of source may be empty.
 INTERRUPTED = re.compile(
     r"^Traceback \(most recent call last\):\n(?:(?:[ \t].*|SystemExit.*|\w+Error.*|During .*)?\n"
     r"|Traceback \(most recent call last\):\n)*KeyboardInterrupt.*$",
