@@ -27,6 +27,8 @@ from studyloom.views.importances import compute_importances
 from studyloom.views.snapshot import take_snapshot
 from studyloom.views.words import describe_counts, format_parameters, list_facts
 from studyloom.winner.result import Result, from_document
+from studyloom.worker.stop_trial import stop_trial
+from studyloom.worker.stopping import set_control
 
 if TYPE_CHECKING:  # torch takes two seconds to import, and reading a study does not need it
     from torch.nn import Module
@@ -424,6 +426,27 @@ class Study:
         if run_dir is None:
             run_dir = report_folder
         return write_report(self._stored, run_dir, report_folder)
+
+    def stop(self, *, trial: int | None = None) -> None:
+        """Stops the study, or one of its trials, as `studyloom stop` does; it does not wait.
+
+        The workers of a study that is stopped release their trials after the epoch, and the same
+        call or command resumes it. A trial that is stopped ends as pruned at its next report, or at
+        once if no worker trains it; it still counts toward the budget.
+
+            >>> study = studyloom.open_study("runs/mnist")  # doctest: +SKIP
+            >>> study.stop(trial=7)  # doctest: +SKIP
+
+        Args:
+            trial: the number of the trial; None for the whole study.
+
+        Raises:
+            ConfigError: there is no trial of this number, or it has ended.
+        """
+        if trial is None:
+            set_control(self._stored, "stop")
+        else:
+            stop_trial(self._stored, trial)
 
     def close(self) -> None:
         """Closes the connections to the database."""

@@ -18,8 +18,9 @@ from results import document_of
 from serving import ask, served
 from toys import begin, fill
 
+from studyloom.errors import ConfigError
 from studyloom.files import mark_trusted
-from studyloom.storage.attributes import BASELINE, FAILURE, PAUSED, PROPOSED, REASON
+from studyloom.storage.attributes import BASELINE, FAILURE, PAUSED, PROPOSED, REASON, STOP_REQUESTED
 from studyloom.storage.opening import create_study
 from studyloom.storage.redo import redo_failed
 from studyloom.views.dashboard import LivePage, application, bind, guarded, quiet_importances
@@ -196,6 +197,50 @@ def test_buttons_of_a_trusted_report_store_what_the_commands_store(half_done, tm
             assert (status, message) == (200, f"{name} requested")
             assert read_control(half_done) == stored
             assert re.findall(r'data-request="(\w+)">', ask(port, "/")[2]) == useful
+
+
+def post(page, path, body=None):
+    """Sends a request as the report does; returns the status and the text of the answer."""
+    with served(guarded(page)) as server:
+        status, _, text = ask(server.server_port, path, "POST", body, X_Report_Token=page.token)
+    return status, text
+
+
+def test_the_view_of_a_trial_stops_it(half_done, tmp_path):
+    page = live_own(half_done, tmp_path)
+    assert post(page, "/stop_trial?trial=4") == (200, "trial 4 ends at its next report")
+    half_done.ledger.record_death("host:4", "killed")
+    assert post(page, "/stop_trial?trial=4") == (200, "trial 4 has ended")
+    assert half_done.trials()[4].state == TrialState.PRUNED
+    status, text = post(page, "/stop_trial?trial=4")
+    assert (status, text.partition(";")[0]) == (409, "refused: trial 4 has ended: it is pruned")
+    for query in ("", "?trial=", "?trial=-1", "?trial=x", "?trial=" + 20 * "9"):
+        assert post(page, f"/stop_trial{query}")[0] == 400
+
+
+def test_the_view_of_a_trial_proposes_it_with_changes(half_done, tmp_path):
+    proposed = []
+
+    def propose_changed(stored, number, changes):
+        proposed.append((stored.name, number, changes))
+        if "lr" in changes:
+            raise ConfigError("lr=2 is outside its range [0, 1]")
+        return 41
+
+    mark_trusted(tmp_path)
+    page = LivePage(half_done, tmp_path, other_app, propose_changed)
+    body = {"trial": "1", "changes": {"width": "8", "bias": "true", "kind": "cnn", "list": "[1]"}}
+    assert post(page, "/propose", json.dumps(body)) == (
+        200,
+        "trial 41 waits for the next free worker",
+    )
+    changes = {"width": 8, "bias": True, "kind": "cnn", "list": "[1]"}
+    assert proposed == [(half_done.name, 1, changes)]
+    body = json.dumps({"trial": 1, "changes": {"lr": "2"}})
+    assert post(page, "/propose", body) == (409, "refused: lr=2 is outside its range [0, 1]")
+    for body in ("", "[]", "no JSON", "{}", '{"trial": 1, "changes": []}', '{"changes": {}}'):
+        assert post(page, "/propose", body)[0] == 400
+    assert post(live_own(half_done, tmp_path), "/propose", json.dumps({"changes": {}}))[0] == 400
 
 
 def test_a_stale_report_cannot_withdraw_a_stop(half_done, tmp_path):
@@ -376,6 +421,47 @@ def test_a_click_pauses_the_study_and_another_resumes_it(page, half_done, tmp_pa
         assert read_control(half_done) is None
         page.seen.clear()
     assert page.seen == []
+
+
+@pytest.mark.browser
+def test_the_view_of_a_trial_stops_it_and_tries_it_with_changes(page, half_done, tmp_path):
+    proposed = []
+
+    def propose_changed(stored, number, changes):
+        proposed.append((number, changes))
+        if len(proposed) == 1:
+            raise ConfigError("lr=3 is outside its range [0, 1]")
+        return 5
+
+    mark_trusted(tmp_path)
+    live_page = LivePage(half_done, tmp_path, other_app, propose_changed)
+    live_page.interval = QUICK
+    with served(guarded(live_page)) as server:
+        address = f"http://127.0.0.1:{server.server_port}/"
+        page.goto(f"{address}#trial-1")
+        view = page.get_by_role("dialog")
+        assert view.get_by_role("button", name="stop this trial").count() == 0  # it has ended
+        view.get_by_role("button", name="try this with changes").click()
+        learning_rate = view.get_by_role("textbox", name="lr")
+        assert learning_rate.input_value() == str(half_done.trials()[1].params["lr"])
+        learning_rate.fill("3")
+        learning_rate.press("ArrowLeft")  # moves within the text, and not to another trial
+        learning_rate.press("Enter")
+        view.get_by_text("refused: lr=3 is outside its range [0, 1]").wait_for()
+        learning_rate.fill("0.25")
+        view.get_by_role("button", name="propose this configuration").click()
+        view.get_by_text("trial 5 waits for the next free worker").wait_for()
+        assert proposed == [(1, {"lr": 3}), (1, {"lr": 0.25})]
+        assert page.seen.pop().startswith("Failed to load resource")  # Chromium's words of a 409
+        page.goto(f"{address}#trial-4")
+        button = view.get_by_role("button", name="stop this trial")
+        button.click()  # the fixture dismisses the dialog
+        assert page.seen == ["Stop trial 4? It ends as pruned, and counts toward the budget."]
+        page.evaluate("window.confirm = () => true")
+        button.click()
+        view.get_by_text("trial 4 ends at its next report").wait_for()
+    assert half_done.trials()[4].user_attrs[STOP_REQUESTED]
+    assert len(page.seen) == 1
 
 
 @pytest.mark.browser

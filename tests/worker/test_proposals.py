@@ -30,7 +30,7 @@ from studyloom.decisions.placement import place_configuration
 from studyloom.decisions.warm_start import find_warm_starts, store_space
 from studyloom.errors import ConfigError
 from studyloom.extras.proposals.asking import ask, curve_points
-from studyloom.extras.proposals.queue import propose
+from studyloom.extras.proposals.queue import propose, propose_changed
 from studyloom.extras.proposals.stored_space import json_schema, read_space
 from studyloom.storage.attributes import BASELINE, PROPOSED
 from studyloom.storage.command_record import CommandRecord, begin_command, store_result, store_stage
@@ -396,12 +396,15 @@ def test_an_agent_proposes_and_sees_no_test_value_during_the_search(tmp_path, hi
     asked_for_the_test = {"latest": 1, "path": f"{run_dir}/winner.json"}
     calls = [("propose", each) for each in (*nonsense, top, top)]
     tools, answers = talk(
-        [run_dir, other], *reads, *calls, ("ask", asked_for_the_test), ("winner", {}), *reads
+        [run_dir, other],
+        *(*reads, *calls, ("ask", asked_for_the_test), ("winner", {}), *reads),
+        ("stop_trial", {"trial": 4}),
     )
     assert tools == {
         **{name: set() for name in ("status", "compare", "report")},
         "ask": {"latest"},
         "propose": {"configuration", "why"},
+        "stop_trial": {"trial"},
     }
     assert not [text for _, text in answers if SHOWN.search(text)]
     assert [is_error for is_error, _ in answers[4:13]] == [True] * 9
@@ -413,11 +416,12 @@ def test_an_agent_proposes_and_sees_no_test_value_during_the_search(tmp_path, hi
     assert TrialRecord(stored.trials()[4]).proposer == "claude"
     assert len(json.loads(answers[15][1])["trials"]) == 1
     assert answers[16][0], "there is no such tool"
-    told = [json.loads(text) for _, text in answers[-4:-1]]
+    told = [json.loads(text) for _, text in answers[-5:-2]]
     assert told[0]["proposals_left"] == 2
     assert told[1]["trials"]["waiting"] == 1
     assert [each["test"] for each in told[2]["studies"]] == [None, None]
-    assert "proposed by claude" in answers[-1][1]
+    assert "proposed by claude" in answers[-2][1]
+    assert json.loads(answers[-1][1]) == {"trial": 4, "outcome": "ended"}
     work(hill, stored, 10)
     final = COMMAND.stage_of("s", FINAL_TRAINING)
     fresh(f"sqlite:///{run_dir}/study.db", hill, 1, final)
@@ -429,6 +433,31 @@ def test_an_agent_proposes_and_sees_no_test_value_during_the_search(tmp_path, hi
 
 
 # Several at once, and faults
+
+
+def test_a_trial_is_proposed_with_changes(stored, definition):
+    number = propose(stored, CNN, "anna")
+    changed = propose_changed(stored, number, {"model.cnn.channels": 16}, "anna")
+    work(definition, stored, changed + 1)
+    (first, second) = stored.trials()[-2:]
+    assert second.params == first.params | {"model.cnn.channels": 16}
+    assert TrialRecord(second).proposal_reason == f"trial {number} with changes"
+    with pytest.raises(ConfigError, match=f"trial {number} has this configuration already"):
+        propose_changed(stored, number, {}, "anna")
+    with pytest.raises(ConfigError, match="1000000 is not among"):
+        propose_changed(stored, number, {"model.cnn.channels": 10**6}, "anna")
+    with pytest.raises(ConfigError, match="there is no trial 99"):
+        propose_changed(stored, 99, {}, "anna")
+
+
+def test_the_values_of_an_option_that_is_changed_are_left_out(stored, definition):
+    number = propose(stored, CNN, "anna")
+    other = {"model": "mlp", "optimizer.adamw.lr": 0.002}
+    changed = propose_changed(stored, number, other, "anna")
+    work(definition, stored, changed + 1)
+    assert stored.trials()[changed].params["model"] == "mlp"
+    with pytest.raises(ConfigError, match=r"model\.cnn\.channels=16 is not a hyperparameter"):
+        propose_changed(stored, number, {"model": "mlp", "model.cnn.channels": 16}, "anna")
 
 
 @pytest.mark.usefixtures("threads_are_workers")

@@ -20,11 +20,14 @@ class New(TypedDict):
     next: str
 
 
+TrialState = Literal["complete", "pruned", "failed", "paused", "running", "waiting"]
+
+
 class TrialRow(TypedDict):
     """A trial; also has keys params.NAME, and with several objectives values.NAME for value."""
 
     number: int
-    state: Literal["complete", "pruned", "failed", "paused", "running", "waiting"]
+    state: TrialState
     value: NotRequired[float | None]
     standard_error: NotRequired[float | None]
     started: str | None
@@ -49,6 +52,17 @@ class Control(TypedDict):
     control: Request | None
     was_running: bool
     workers: list[str]
+
+
+class StoppedTrial(TypedDict):
+    """The result of `studyloom stop --trial`: the state in which the trial ended.
+
+    If its worker has not ended it after some minutes, the state is still `running`.
+    """
+
+    study: str
+    trial: int
+    state: TrialState
 
 
 class Redone(TypedDict):
@@ -189,6 +203,7 @@ DOCUMENTS: dict[str, Any] = {
     "status": progress.StatusDocument,
     "trials": list[TrialRow],
     **dict.fromkeys(("stop", "pause", "resume"), Control),
+    "stop_trial": StoppedTrial,
     "redo": Redone,
     "ask": ProposalContext,
     "propose": Proposed,

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -318,10 +319,11 @@ def doctor(arguments: argparse.Namespace) -> int:
 def dashboard(arguments: argparse.Namespace) -> None:
     """Serves a live report of a study, with a link to optuna-dashboard, to browsers on this
     machine; other machines reach it through an SSH tunnel. The report of your own RUN_DIR has
-    buttons to pause, resume and stop the study.
+    buttons to pause, resume and stop the study, to stop a trial, and to try its configuration with
+    changes.
     """
     from studyloom.storage.opening import open_only_study
-    from studyloom.views.dashboard import DEADLINE, serve
+    from studyloom.views.dashboard import DEADLINE, application, serve
     from studyloom.views.progress import ProgressReader
     from studyloom.views.terminal import make_console
 
@@ -344,7 +346,13 @@ def dashboard(arguments: argparse.Namespace) -> None:
         if arguments.json:
             print_json({"study": stored.name, "url": address})
 
-    serve(stored, arguments.run_dir, arguments.port, print_address)
+    def propose_changed(stored: "StoredStudy", number: int, changes: Mapping[str, Any]) -> int:
+        by = os.environ.get("USER", "somebody")
+        trial: int = load_plugin("propose_changed")(stored, number, changes, by)
+        return trial
+
+    app = application(stored, arguments.run_dir, propose_changed)
+    serve(app, arguments.port, print_address)
 
 
 # stop, pause and resume
@@ -446,15 +454,51 @@ def find_workers(progress: "Progress") -> list[str]:
 
 
 @command(
-    "stop a study that runs, on all hosts",
-    *(RUN_DIR, *CONSENT, JSON),
-    examples=["studyloom stop runs/mnist"],
+    "stop a study that runs, on all hosts, or one of its trials",
+    RUN_DIR,
+    argument("--trial", "N", "end only this trial, as pruned at its next report", type=int),
+    *(*CONSENT, JSON),
+    examples=["studyloom stop runs/mnist", "studyloom stop runs/mnist --trial 7"],
 )
 def stop(arguments: argparse.Namespace) -> int:
     """Stops a running study: its workers on all hosts release their trials at the last epoch, and
-    its commands end with exit code 3. The same command resumes it later.
+    its commands end with exit code 3. The same command resumes it later. With --trial, that trial
+    ends at its next report, as pruned, or at once if no worker trains it; the others continue. It
+    still counts toward the budget.
     """
+    if arguments.trial is not None:
+        return stop_one_trial(arguments)
     return control(arguments, "stop")
+
+
+def stop_one_trial(arguments: argparse.Namespace) -> int:
+    """Stops a trial, waits until its worker has ended it, and prints how it ended.
+
+    Returns:
+        The exit code: 0, or 1 if the trial still runs after some minutes.
+    """
+    from studyloom.storage.trial_record import TrialRecord
+    from studyloom.views.trial_details import describe_end
+    from studyloom.worker.stop_trial import read_trial, stop_trial
+
+    number = arguments.trial
+    stored = open_run(arguments, DEADLINE)
+    outcome = stop_trial(stored, number)
+    if outcome == "requested" and not arguments.json:
+        print(f"trial {number} ends at its next report", flush=True)
+    end = time.monotonic() + RELEASE_DEADLINE
+    trial = read_trial(stored, number)
+    while not trial.state.is_finished() and time.monotonic() < end:
+        time.sleep(POLL_INTERVAL)
+        trial = read_trial(stored, number)
+    if arguments.json:
+        document = {"study": stored.name, "trial": number, "state": TrialRecord(trial).outcome}
+        print_json(document)
+    else:
+        print(f"trial {number} of {one_line(stored.name)}: {one_line(describe_end(trial))}")
+    if not trial.state.is_finished():
+        return 1
+    return 0
 
 
 @command(

@@ -23,6 +23,7 @@ PLUGINS = {
     "notify": ("notify", "Notices"),
     "predict": ("predict.predicting", "predict"),
     "propose": ("proposals.asking", "print_proposed"),
+    "propose_changed": ("proposals.queue", "propose_changed"),
     "replay": ("replay.replay", "replay"),
     "tune": ("tune.tune", "write_study"),
     "tracking": ("trackers.projection", "make_tracking"),

@@ -1,6 +1,7 @@
 """`studyloom mcp`: a study for agents, over the Model Context Protocol on standard streams.
 
-Each tool does what the command of its name does, and only `propose` writes. No tool takes a path.
+Each tool does what the command of its name does; only `propose` and `stop_trial`, which is
+`studyloom stop --trial`, write. No tool takes a path.
 As long as the search runs, no tool returns a value of the test set: an agent could choose
 configurations by such a value, and they would be tested on the data that they were chosen by.
 """
@@ -27,6 +28,7 @@ from studyloom.views.progress import ProgressReader, to_json
 from studyloom.views.report import read_report
 from studyloom.views.terminal import align_rows
 from studyloom.winner.result import Result
+from studyloom.worker.stop_trial import stop_trial
 
 try:
     from mcp.server.mcpserver import MCPServer
@@ -37,9 +39,9 @@ except ImportError as error:
 
 ABOUT = """\
 A hyperparameter search. `ask` returns the objective, the search space and the trials so far;
-`propose` queues a configuration, which is trained as any other trial. Few of the trials may be
-proposed, and none once the test set has been used. The winner is chosen on new seeds, and tested
-once after the search."""
+`propose` queues a configuration, which is trained as any other trial; `stop_trial` ends one early.
+Few of the trials may be proposed, and none once the test set has been used. The winner is chosen on
+new seeds, and tested once after the search."""
 MAX_REPORT_LENGTH = 100_000  # characters
 Document = dict[str, Any]  # an object in JSON
 # The columns of a comparison that are measured on the test set.
@@ -113,6 +115,15 @@ def make_server(arguments: Any) -> MCPServer[Any]:
         """
         with open_studies([run_dir]) as [stored]:
             return {"trial": queue.propose(stored, configuration, arguments.by, why)}
+
+    @server.tool(name="stop_trial")
+    def stop(trial: int) -> Document:
+        """Stops a trial that has not ended, such as one whose curve shows no promise. It ends as
+        pruned: at its next report if a worker trains it (`requested`), else now (`ended`). It still
+        counts toward the budget.
+        """
+        with open_studies([run_dir]) as [stored]:
+            return {"trial": trial, "outcome": stop_trial(stored, trial)}
 
     @server.tool(annotations=read_only)
     def status() -> Document:

@@ -7,6 +7,7 @@ URL. SQLAlchemy and Optuna's private parts are imported only in this layer; torc
 
 __all__ = [
     "attributes",
+    "call_state",
     "cells",
     "command_record",
     "connections",

@@ -58,6 +58,7 @@ PROVENANCE = "provenance"  # dict[str, Any]: from which the trial can be trained
 PAUSED = "paused"  # int | None: the step of the rung at which it waits while no worker has it
 PLANNED_EPOCHS = "planned_epochs"  # int: how many epochs it has unless something ends it before
 PLANNED_JOBS = "planned_jobs"  # int: instead, how many calls a loop has, for several folds or seeds
+STOP_REQUESTED = "stop_requested"  # True: a person or program has asked that the trial ends
 RUNGS = "rungs"  # list[int]: the steps of the rungs at which it was paused or promoted
 SEGMENTS = "segments"  # list[tuple[int, int | None]]: of its training, see `ledger.Segment`
 KEPT = "kept"  # True: its weights, or what its loop kept, are in a file of the run directory
@@ -79,6 +80,7 @@ TRIAL_KEYS = (
     *(SLOT, FORMER_SLOT, WORKER, BASELINE, ENQUEUED, PROPOSED, EPOCHS, STANDARD_ERROR, TIMES),
     *(PROVENANCE, PLANNED_EPOCHS, PAUSED, RUNGS, SEGMENTS, KEPT, NOT_KEPT, RESUMED, REUSED),
     *(PLANNED_JOBS, STREAMS, FAILURE, REASON, TRACEBACK, REPEATS, WARNINGS, PROCESSOR_TIME),
+    STOP_REQUESTED,
 )
 # Attributes that no sampler and no pruner reads; they are most of what a trial stores.
 HEAVY_KEYS = (EPOCHS, PROVENANCE, TRACEBACK)
@@ -102,6 +104,7 @@ TYPES: dict[str, Any] = {
     PROCESSOR_TIME: float | int,
     RUNGS: list[int],
     SEGMENTS: list[tuple[int, int | None]],
+    STOP_REQUESTED: bool,
     RESUMED: Resumed,
     **dict.fromkeys((NOT_KEPT, STREAMS, WARNINGS), list[str]),
 }
@@ -161,6 +164,7 @@ class TrialAttributes:
     resumed = Stored[Resumed | None](RESUMED, None)
     reused = Stored[str | None](REUSED, None)
     repeats = Stored[int | None](REPEATS, None)
+    is_stop_requested = Stored[bool](STOP_REQUESTED, False)
     is_kept = Stored[bool](KEPT, False)
     not_kept = Stored[Sequence[str]](NOT_KEPT, ())
     streams = Stored[Sequence[str]](STREAMS, ())

@@ -413,6 +413,17 @@ class Ledger:
         )
         return [HeldClaim(*row) for row in self._rows(query)]
 
+    def lock_slot(self, connection: sa.Connection, slot: int) -> str:
+        """Locks a slot until the commit: its holder, if it has one, commits nothing meanwhile.
+
+        Returns:
+            "done", "held" by a worker whose lease has not ended, or "free".
+        """
+        has_lease = sa.and_(IS_HELD, SLOTS.c.expires > clock())
+        state = sa.case((SLOTS.c.state == "done", "done"), (has_lease, "held"), else_="free")
+        query = sa.select(state).where(self._in_study, SLOTS.c.slot == slot).with_for_update()
+        return str(connection.execute(query).scalar_one())
+
     def never_claimed(self, connection: sa.Connection, trials: int) -> list[int]:
         """Lists which of the first `trials` slots have no trial and were never claimed."""
         query = (

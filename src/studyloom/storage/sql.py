@@ -647,6 +647,17 @@ def _param_writes(trial_id: int, configuration: Configuration) -> list[Write]:
     return writes
 
 
+HAS_USER_ATTRIBUTE = sa.select(USER_ATTRIBUTES.c.key).where(
+    USER_ATTRIBUTES.c.trial_id == sa.bindparam("id"), USER_ATTRIBUTES.c.key == sa.bindparam("name")
+)
+
+
+def has_user_attr(connection: sa.Connection, trial_id: int, key: str) -> bool:
+    """Returns whether a trial has a user attribute."""
+    parameters = {"id": trial_id, "name": key}
+    return connection.execute(HAS_USER_ATTRIBUTE, parameters).first() is not None
+
+
 def trial_deleted() -> TrialDeleted:
     """Returns the error of a trial that another program has deleted."""
     return TrialDeleted("another program has deleted its trial; a new one takes its place")

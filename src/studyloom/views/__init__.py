@@ -27,5 +27,6 @@ __all__ = [
     "run_end",
     "snapshot",
     "terminal",
+    "trial_details",
     "words",
 ]

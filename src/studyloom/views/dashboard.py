@@ -34,8 +34,8 @@ from studyloom.views.charts import Block
 from studyloom.views.page import Section, Trials, fill_template, render_page, render_section
 from studyloom.views.progress import Progress, ProgressReader
 from studyloom.views.report import read_configs, read_report
+from studyloom.views.report_requests import PATHS, Answer, ProposeChanged, ReportRequests
 from studyloom.winner.result import Result
-from studyloom.worker.stopping import Request, set_control
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -45,8 +45,6 @@ PORTS = 100  # ports to try, from the requested one upwards
 DEADLINE = 10.0  # seconds that a request waits for a database that is away
 INTERVAL = 3.0  # seconds between two reads of the study, while a browser is connected
 ROW = "trial-"  # the prefix of the id of a row of the table of trials
-STOPPED = "the study is stopped; the command that runs it resumes it"
-REQUESTS: dict[str, Request | None] = {"pause": "pause", "resume": None, "stop": "stop"}  # by path
 SAFETY = (
     ("X-Content-Type-Options", "nosniff"),
     ("X-Frame-Options", "SAMEORIGIN"),
@@ -170,14 +168,6 @@ class ReportParts:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The HTTP status of a response, and its text."""
-
-    status: str
-    text: str
-
-
-@dataclass(frozen=True)
 class RenderedReport:
     """A report as HTML.
 
@@ -196,19 +186,28 @@ class LivePage:
 
     The report has parts: its head, its sections, and the rows of the table of trials. The browser
     polls for the parts that have changed since its version. The report of your run directory
-    has buttons to pause, resume and stop the study; their requests hold the report's token.
+    has buttons to pause, resume and stop the study or a trial, and to propose a trial with changes;
+    their requests hold the report's token.
 
     Args:
         app: the application that answers all other paths.
+        propose_changed: queues a trial's configuration with changes; None if none may be proposed.
     """
 
     interval = INTERVAL
 
-    def __init__(self, stored: StoredStudy, run_dir: Path | None, app: "WSGIApplication") -> None:
+    def __init__(
+        self,
+        stored: StoredStudy,
+        run_dir: Path | None,
+        app: "WSGIApplication",
+        propose_changed: ProposeChanged | None = None,
+    ) -> None:
         self.stored = stored
         self.run_dir = run_dir
         self.app = app
         self.reader = ProgressReader(stored)
+        self.requests = ReportRequests(stored, self.reader, propose_changed)
         self.token = ""  # without a token no request is accepted, and the report has no buttons
         if run_dir is not None and is_trusted(run_dir) and stored.is_studylooms:
             self.token = secrets.token_urlsafe()
@@ -223,12 +222,12 @@ class LivePage:
     ) -> Iterable[bytes]:
         """Responds to a request, as WSGI has it.
 
-        The path "/" is the report, "/changes" is what has changed in it as JSON, and "/pause",
-        "/resume" and "/stop" are its buttons. All other paths are those of optuna-dashboard.
+        The path "/" is the report, "/changes" is what has changed in it as JSON, and PATHS are
+        those of its buttons. All other paths are those of optuna-dashboard.
         """
         path = environ.get("PATH_INFO", "/")
         request = path.removeprefix("/")
-        if request in REQUESTS:
+        if request in PATHS:
             answer = self.control(request, environ)
             return _respond(start_response, answer.status, "text/plain", answer.text)
         is_read = environ["REQUEST_METHOD"] in ("GET", "HEAD")
@@ -248,7 +247,7 @@ class LivePage:
         return _respond(start_response, "200 OK", kind, content)
 
     def control(self, name: str, environ: "WSGIEnvironment") -> Answer:
-        """Stores a request to pause, resume or stop, as the command of this name does.
+        """Does what a button of the report asks for.
 
         Only the report that this server has sent to this machine may send it. Other websites do not
         know its token, and the browser does not let them set the header X-Report-Token.
@@ -259,17 +258,10 @@ class LivePage:
         if not self._is_from_report(environ):
             refusal = "refused: only the report may ask for this; load it again"
             return Answer("403 Forbidden", refusal)
-        try:
-            with self.refreshing:
-                if self.reader.read().has_ended:
-                    return Answer("409 Conflict", "the study has ended")
-                if not set_control(self.stored, REQUESTS[name]):
-                    return Answer("409 Conflict", f"refused: {STOPPED}")
-        except (StudyloomError, OSError) as error:
-            reason = mask_passwords(one_line(f"not stored: {error}"))
-            return Answer("503 Service Unavailable", reason)
+        with self.refreshing:
+            answer = self.requests.answer(name, environ)
         self.next_refresh = 0.0  # the browser's next poll shows the change
-        return Answer("200 OK", f"{name} requested")
+        return answer
 
     def _is_from_report(self, environ: "WSGIEnvironment") -> bool:
         """Returns True if a request was posted on this machine, with the token of the report."""
@@ -395,6 +387,7 @@ class LivePage:
             "version": self.parts.version_name,
             "token": self.token,
             "interval": str(round(1000 * self.interval)),
+            "proposes": str(self.requests.propose_changed is not None).lower(),
             "more": f"/dashboard/studies/{self.stored.ledger.study_id}",  # in optuna-dashboard
         }
         head = Markup(parts.get("head", ""))
@@ -473,21 +466,25 @@ def quiet_importances() -> Iterator[None]:
         yield
 
 
-def application(stored: StoredStudy, run_dir: Path | None) -> "WSGIApplication":
-    """Makes the live report, with optuna-dashboard below /dashboard, behind the guard."""
+def application(
+    stored: StoredStudy, run_dir: Path | None, propose_changed: ProposeChanged | None = None
+) -> "WSGIApplication":
+    """Makes the live report, with optuna-dashboard below /dashboard, behind the guard.
+
+    Args:
+        propose_changed: queues a trial's configuration with changes; None if none may be proposed.
+    """
     from optuna_dashboard import wsgi  # type: ignore[import-untyped]  # it takes 1.7 s
 
     # This storage is not an RDBStorage: with one, the dashboard would compare Optuna's table
     # versions on each request.
-    page = LivePage(stored, run_dir, wsgi(stored.storage))
+    page = LivePage(stored, run_dir, wsgi(stored.storage), propose_changed)
     page.refresh()  # the first browser does not wait for it
     return guarded(page)
 
 
-def serve(
-    stored: StoredStudy, run_dir: Path | None, port: int, print_address: Callable[[str], None]
-) -> None:
-    """Serves the live report of a study until Ctrl-C or SIGTERM.
+def serve(app: "WSGIApplication", port: int, print_address: Callable[[str], None]) -> None:
+    """Serves an application, such as a live report, until Ctrl-C or SIGTERM.
 
     Args:
         print_address: called with the address, once the server listens.
@@ -503,6 +500,6 @@ def serve(
 
         for signal_number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signal_number, stop)
-        server.set_app(application(stored, run_dir))
+        server.set_app(app)
         print_address(f"http://127.0.0.1:{server.server_port}/")
         server.serve_forever()

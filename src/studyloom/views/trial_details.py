@@ -85,6 +85,10 @@ def _describe_state(trial: FrozenTrial, live_trials: Collection[int] | None) -> 
         return f"It is complete, after {epochs}."
     if state == "failed":
         return f"It failed after {epochs}: {record.reason or NO_REASON}"
+    if state == "pruned" and record.is_stop_requested:
+        return f"It was pruned after {epochs}: it was stopped on request."
+    if record.is_stop_requested and not trial.state.is_finished():
+        return f"It has trained {epochs}, and ends at its next report, as was requested."
     if state == "pruned" and record.rungs:
         return f"It was pruned after {epochs}: it waited at a rung, and others were promoted."
     if state == "pruned":

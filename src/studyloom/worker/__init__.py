@@ -26,6 +26,7 @@ __all__ = [
     "reporter",
     "slots",
     "stage",
+    "stop_trial",
     "stopping",
     "supervisor",
     "task",

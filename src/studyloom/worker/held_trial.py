@@ -20,7 +20,7 @@ from studyloom.errors import ClaimLost, Infeasible
 from studyloom.objectives.objective import NetworkObjective, Objective, StoredObjective
 from studyloom.processes import Stopwatch
 from studyloom.space.rule import Cost
-from studyloom.storage import failures
+from studyloom.storage import failures, redo, sql
 from studyloom.storage.attributes import (
     BASELINE,
     EPOCHS,
@@ -31,16 +31,17 @@ from studyloom.storage.attributes import (
     REPEATS,
     REUSED,
     STANDARD_ERROR,
+    STOP_REQUESTED,
     TIMES,
     WARNINGS,
 )
 from studyloom.storage.database import Connection
 from studyloom.storage.ledger import LEASE_FACTOR, Claim, WriteRows
-from studyloom.storage.redo import replace_trial
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.worker.callbacks import TrialCallback
 from studyloom.worker.provenance import Provenance
+from studyloom.worker.stop_trial import end_released_trial
 from studyloom.worker_log import format_trial_end
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class HeldTrial:
             impossible.
         has_progressed: Whether a step was reported that no earlier worker had reached.
         longest_step: The seconds of its longest step so far.
+        is_stop_requested: Whether its end was requested before the last commit.
         start: When this worker began with it, on the monotonic clock.
     """
 
@@ -88,6 +90,7 @@ class HeldTrial:
     provenance: Provenance | None = field(default=None, init=False)
     has_progressed: bool = field(default=False, init=False)
     longest_step: float = field(default=0.0, init=False)
+    is_stop_requested: bool = field(default=False, init=False)
     start: float = field(default_factory=time.monotonic, init=False)
 
     # Commits
@@ -106,8 +109,13 @@ class HeldTrial:
         self.stored.storage.mark_written()
 
     def pause(self) -> None:
-        """Releases the slot of a trial that waits at its rung, where trials are compared."""
+        """Releases the slot of a trial that waits at its rung, where trials are compared.
+
+        If the end of the trial was requested since its last report, it ends now.
+        """
         self._end_claim(self.stored.ledger.release)
+        if self.is_stop_requested:
+            end_released_trial(self.stored, self.trial.number)
 
     def _end_claim(self, change: ChangeClaim) -> None:
         """Commits the trial's pending rows with the end of the claim, and empties the buffer."""
@@ -118,10 +126,18 @@ class HeldTrial:
     def _write(self, change: ChangeClaim) -> None:
         """Commits the trial's pending rows and a change of its claim together.
 
+        The same transaction reads whether the end of the trial was requested.
+
         Raises:
             ClaimLost: Another worker holds the slot by now; nothing was written.
         """
-        still_holds = change(self.claim, write=self.stored.storage.write)
+        trial_id = self.trial._trial_id
+
+        def write(connection: Connection) -> None:
+            self.stored.storage.write(connection)
+            self.is_stop_requested = sql.has_user_attr(connection, trial_id, STOP_REQUESTED)
+
+        still_holds = change(self.claim, write=write)
         if not still_holds:
             raise ClaimLost
 
@@ -253,7 +269,7 @@ class HeldTrial:
 
             def write_both_trials(connection: Connection) -> None:
                 write(connection)
-                replace_trial(ledger, connection, failed_trial, {REPEATS: failed_trial.number})
+                redo.replace_trial(ledger, connection, failed_trial, {REPEATS: failed_trial.number})
 
             return ledger.finish_and_queue(claim, write_both_trials)
 

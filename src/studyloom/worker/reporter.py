@@ -377,7 +377,7 @@ class Reporter:
 
         Raises:
             ClaimLost: Another worker has the trial.
-            TrialPruned: The pruner ends the trial at this step.
+            TrialPruned: The pruner ends the trial at this step, or its end was requested.
             StorageLost: The database stays away.
         """
         held = self.held
@@ -400,6 +400,8 @@ class Reporter:
                 held.trial._trial_id, compared_number, float(step.value)
             )
         held.commit()
+        if held.is_stop_requested:
+            raise optuna.TrialPruned(step)
         self._consult_pruner(step, compared_number)
         if self.objective.is_new(step, self._stored_until):
             held.has_progressed = True

@@ -220,6 +220,14 @@ class SlotQueue:
         standings = self.stored.ledger.standings(self.owner, self.stage.trials, self.order)
         return self.order.is_next(standings, slot, closed=self.stage.has_ended())
 
+    def ends_pruned(self, trial: FrozenTrial, claim: Claim) -> bool:
+        """Returns whether a claimed trial only ends, as pruned at its last report.
+
+        It was paused and can no longer be promoted, or its end was requested while its last worker
+        had died or released it.
+        """
+        return claim.ends_pruned or TrialRecord(trial).is_stop_requested
+
     # Samplers and pruners that keep state
 
     def begin_alone(self, claim: Claim, lease: float) -> None:

@@ -249,10 +249,10 @@ class Worker:
         if frozen.state.is_finished():  # its worker died before it ended the claim
             self.stored.ledger.finish(claim)
             return None
-        is_unpromotable = claim.ends_pruned  # it was paused, and can no longer go on
+        ends_pruned = slots.ends_pruned(frozen, claim)
         took_too_long = claim.fatal  # its last worker was killed for study.trial_timeout
         has_crashed_too_often = claim.deaths >= self.limits.max_attempts
-        ends_untrained = is_unpromotable or took_too_long or has_crashed_too_often
+        ends_untrained = ends_pruned or took_too_long or has_crashed_too_often
         with self.stopwatch("sampling"):
             # The sampler may be what has crashed its workers.
             trial = slots.begin_trial(frozen, claim, draws=not ends_untrained)
@@ -267,7 +267,7 @@ class Worker:
             in_rounds=slots.in_rounds,
         )
         if ends_untrained:
-            self.end_untrained(frozen, held)
+            self.end_untrained(frozen, held, ends_pruned=ends_pruned)
             return None
         configuration = slots.draw(held)
         if configuration is None:
@@ -275,23 +275,25 @@ class Worker:
             return None
         return BegunTrial(held, frozen, configuration)
 
-    def end_untrained(self, frozen: FrozenTrial, held: HeldTrial) -> None:
+    def end_untrained(self, frozen: FrozenTrial, held: HeldTrial, *, ends_pruned: bool) -> None:
         """Ends a trial that no worker will resume.
 
-        If it was paused and can no longer be promoted, it is pruned at its last report. Otherwise
-        it fails, since it took too long or has crashed too many workers.
+        Args:
+            ends_pruned: Whether it is pruned at its last report. Otherwise it fails, since it took
+                too long or has crashed too many workers.
         """
         claim = held.claim
         # The configuration is unknown if its workers died before they had suggested all of it.
         configuration = None
         with contextlib.suppress(KeyError):
             configuration = self.stage.source.space.make_configuration(frozen.params)
-        if claim.ends_pruned:  # its provenance was stored when it was paused
+        # The provenance of a trial that waits at a rung was stored when it was paused.
+        if configuration is not None and not claim.ends_pruned:
+            self.set_provenance(held, configuration)
+            held.store(objective=None)  # nothing is trained here
+        if ends_pruned:
             held.end(value=None, state=TrialState.PRUNED)
         else:
-            if configuration is not None:
-                self.set_provenance(held, configuration)
-                held.store(objective=None)  # nothing is trained here
             held.fail(self._explain_deaths(claim))
         if configuration is not None:
             self.files.remove(frozen.number, configuration)

@@ -133,7 +133,8 @@ function update(message) {
     sort();
     filter();
   }
-  if (view.open && location.hash.slice(1) in message.rows) visit();
+  const typing = document.getElementById("changes");
+  if (view.open && location.hash.slice(1) in message.rows && !typing) visit();
   version = message.version;
   performance.measure("update", { start: began, end: performance.now() });
 }
@@ -160,24 +161,93 @@ async function follow() {
   setTimeout(follow, Number(document.body.dataset.interval));
 }
 
-// Pauses, resumes or stops the study: the token shows that the server sent this report.
-document.addEventListener("click", async (event) => {
-  const name = event.target.dataset?.request;
-  if (!name || (name === "stop" && !confirm("Stop the study? The command that runs it resumes it."))) return;
-  event.target.disabled = true;
+// Sends a request of a button: the token shows that the server sent this report.
+async function request(button, path, body) {
+  button.disabled = true;
+  const answer = view.contains(button) ? document.getElementById("answer") : status_;
   try {
     const headers = { "X-Report-Token": document.body.dataset.token };
-    const response = await fetch(name, { method: "POST", headers });
-    said(await response.text(), !response.ok);
+    const response = await fetch(path, { method: "POST", headers, body });
+    answer.textContent = await response.text();
+    answer.classList.toggle("away", !response.ok);
     requests += 1;
-    event.target.disabled = response.ok;
+    button.disabled = response.ok;
+    return response.ok;
   } catch {
-    event.target.disabled = false;
-    said("the server does not answer", true);
+    button.disabled = false;
+    answer.textContent = "the server does not answer";
+    answer.classList.add("away");
+    return false;
   }
+}
+
+document.addEventListener("click", (event) => {
+  const { request: path, sure } = event.target.dataset ?? {};
+  if (path && (!sure || confirm(sure))) request(event.target, path);
 });
+
+// The buttons of the view of a trial: it can be stopped, and tried with changes.
+function action(text, data = {}) {
+  const button = make("button", text);
+  button.type = "button";
+  Object.assign(button.dataset, data);
+  return button;
+}
+
+view.addEventListener("filled", () => {
+  const { token, proposes } = document.body.dataset;
+  if (!token) return;
+  const row = addressed();
+  const trial = row.id.slice("trial-".length);
+  const buttons = [];
+  if (/^(running|paused|waiting|interrupted)/.test(row.cells[1].textContent)) {
+    const sure = `Stop trial ${trial}? It ends as pruned, and counts toward the budget.`;
+    buttons.push(action("stop this trial", { request: `stop_trial?trial=${trial}`, sure }));
+  }
+  const configuration = document.getElementById("configuration");
+  if (proposes === "true" && configuration) {
+    const button = action("try this with changes");
+    button.addEventListener("click", () => {
+      edit(configuration, row, trial);
+      button.remove();
+    });
+    buttons.push(button);
+  }
+  const answer = make("p.quiet", "");
+  answer.id = "answer";
+  answer.setAttribute("role", "status");
+  document.getElementById("trial-body").firstElementChild.after(make("p.actions", "", ...buttons), answer);
+});
+
+// Makes the values of a trial inputs; those that the user changes are proposed.
+function edit(configuration, row, trial) {
+  const columns = new Map(titles().map((title, n) => [nameOf(title), n]));
+  const inputs = [...configuration.tBodies[0].rows].map((each) => {
+    const name = each.cells[0].textContent;
+    const cell = row.cells[columns.get(name)];
+    const input = Object.assign(make("input", ""), { name, defaultValue: stored(cell), autocomplete: "off" });
+    input.setAttribute("aria-label", name);
+    each.cells[1].replaceChildren(input);
+    return input;
+  });
+  const form = make("form", "", make("p.actions", ""));
+  form.id = "changes";
+  const send = make("button", "propose this configuration");
+  form.firstElementChild.append(send);
+  configuration.parentNode.before(form);
+  form.append(configuration.parentNode);
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const changed = inputs.filter((input) => input.value.trim() && input.value !== input.defaultValue);
+    const changes = Object.fromEntries(changed.map((input) => [input.name, input.value.trim()]));
+    const proposed = await request(send, "propose", JSON.stringify({ trial, changes }));
+    if (proposed) form.removeAttribute("id");
+  });
+  inputs[0].focus();
+}
 
 window.addEventListener("beforeprint", () => bring([...waiting.keys()]));
 
 document.querySelectorAll("main > section").forEach(observed);
+visit(); // adds its buttons to the view of a trial that is open already
 follow();

@@ -142,6 +142,7 @@ document.addEventListener("keydown", (event) => {
     if (view.open) view.close();
     else if (within) clear();
   }
+  if (event.target.closest?.("input")) return;
   if (!plot) {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (step && view.open) go(step);
@@ -451,6 +452,7 @@ function fillView(row) {
   if (!more.replayable) shown.push(make("p.quiet", "It cannot be replayed: it has not stored how it was made."));
   shown[1].className = "facts";
   document.getElementById("trial-body").replaceChildren(...shown);
+  view.dispatchEvent(new Event("filled")); // a live report adds its buttons
 }
 
 // Differences from the baseline comes first.
@@ -464,6 +466,7 @@ function configuration(row, cells) {
   if (!sorted.length) return [];
   const made = tableOf(["hyperparameter", "this trial", ...(other ? ["baseline"] : [])], sorted);
   [...made.tBodies[0].rows].forEach((each, n) => each.classList.toggle("differs", differs(sorted[n])));
+  made.id = "configuration";
   return [make("h3", "Configuration"), make("div.scroll", "", made)];
 }
 

@@ -7,6 +7,7 @@ worker has claimed it and no configuration is queued in it.
 import json
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +22,11 @@ from studyloom.space.drawing_configurations import identify
 from studyloom.space.tree import Configuration
 from studyloom.storage.attributes import PROPOSED
 from studyloom.storage.database import Connection
+from studyloom.storage.sql import FIXED_PARAMS
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import describe_kind, format_value, one_line, shorten_end
+from studyloom.worker.stop_trial import read_trial
 
 MAX_LENGTHS = {"by": 40, "why": 500, "configuration": 100_000}  # characters of each argument
 MAX_ERRORS = 20  # of a proposal that are printed
@@ -87,6 +90,34 @@ def propose(
     if space.baseline:
         baseline = default_configuration
     return _fill_slot(stored, proposal, space.most_proposals(budget), baseline)
+
+
+def propose_changed(stored: StoredStudy, number: int, changes: Mapping[str, Any], by: str) -> int:
+    """Proposes the configuration of a trial with some values changed.
+
+    If another option of a group is chosen, the values of the trial that belong to the former option
+    are left out.
+
+    Args:
+        number: the number of the trial.
+        changes: the new values, by the name of the hyperparameter.
+        by: who proposes it; a line of text.
+
+    Returns:
+        The number of the new trial.
+
+    Raises:
+        ConfigError: as `propose`; or there is no trial of this number.
+    """
+    trial = read_trial(stored, number)
+    trial_values = trial.params or trial.system_attrs.get(FIXED_PARAMS, {})
+    values = {**trial_values, **changes}
+    # `propose` places the values again, and says what is wrong with them.
+    with suppress(LookupError, RecursionError, ValueError):
+        for name in place_configuration(read_space(stored), values).unknown:
+            if name not in changes:
+                del values[name]
+    return propose(stored, values, by, f"trial {number} with changes")
 
 
 def _is_valid_line(name: str, text: str) -> bool:
