@@ -15,6 +15,8 @@ import torch
 from commands import QUICK, ROOT, environment, study, study_here, studyloom
 
 import studyloom as sl
+from studyloom.commands.parser import make_parser
+from studyloom.extras.tune.command_line import parse_search
 
 GUIDE = ROOT / ".github/site/docs/guides/index.md"
 ANSWERS = re.findall(r"^\| (\w.+?) \| (.+) \|$", GUIDE.read_text(), re.M)
@@ -40,6 +42,15 @@ def call(code: str, folder: Path, **names: object) -> sl.Study:
     few = {"trials": 2, "workers": 1, "quiet": True, "winner": {"enabled": False}}
     search = partial(sl.search, run_dir=folder / "called", **few)
     return eval(code, {"studyloom": SimpleNamespace(search=search)}, names)
+
+
+def test_tune_a_script(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("train.py").write_text("import argparse")
+    _studyloom, *line = code_for("tune a script as it is")[0].split()
+    arguments = make_parser().parse_args(line)
+    search = parse_search(arguments.program, metric=arguments.maximize, direction="maximize").search
+    assert search.command == ["python", "train.py", "--lr", "{lr}"]
 
 
 def test_fix_change_limit_and_stop():

@@ -1,0 +1,161 @@
+"""`studyloom tune` on twelve scripts that nobody has written for it, and under kills."""
+
+import shlex
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+import pytest
+from commands import ROOT, environment
+from live_processes import until
+from projects import SCRIPT, write_project
+from runs import Run, kill
+from scripts_to_tune import LINES, copy_scripts
+
+from studyloom.extras.integrations.script import ScriptOutput
+
+pytestmark = pytest.mark.chaos
+
+TRIALS = 4
+INCOMPLETE = {"constant", "listed"}  # these need an edit, or one more option
+
+
+class Tuned(Run):
+    """A folder with scripts, and commands `studyloom tune` in it."""
+
+    def __init__(self, project: Path, name: str, *line: str) -> None:
+        folder = project / "runs" / name
+        quick = ("winner.enabled=false",)
+        super().__init__(folder, f"sqlite:///{folder}/study.db", quick, name=name, trials=TRIALS)
+        self.cwd = project
+        self.line = line
+
+    def start(self, *options: str, trials: int = TRIALS) -> subprocess.Popen:
+        command = [sys.executable, "-m", "studyloom", "tune", "--trials", str(trials)]
+        command += ["--workers", "2", "--set", "winner.enabled=false", *options, *self.line]
+        self.latest = subprocess.Popen(
+            command,
+            cwd=self.cwd,
+            env=environment(**self.environment | {"PYTHONPATH": str(ROOT)}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        return self.latest
+
+    def outcomes(self):
+        trials = self.stored().trials()
+        return [(t.number, t.params, t.value, t.intermediate_values) for t in trials]
+
+
+@pytest.fixture
+def tune(tmp_path):
+    runs = []
+
+    def make(name, *options):
+        line = LINES[name]
+        for package in line.packages:
+            if find_spec(package) is None:
+                pytest.skip(f"{package} is missing")
+        project = copy_scripts(tmp_path / "project")
+        metric = (f"--{line.direction}", line.metric)
+        runs.append(Tuned(project, name, *metric, *options, *shlex.split(line.words)))
+        return runs[-1]
+
+    yield make
+    for run in runs:
+        kill(run.processes())
+
+
+@pytest.mark.parametrize("name", [name for name in LINES if name not in INCOMPLETE])
+def test_a_script_is_tuned_from_one_line_without_an_edit(tune, name):
+    run = tune(name)
+    printed = run.end(run.start(), 0)
+    assert f"{TRIALS} of {TRIALS} trials" in printed
+    assert f"the same as: studyloom run runs/{name}/tune.yaml study.trials={TRIALS}" in printed
+    baseline, *others = run.stored().trials()
+    for trial in (baseline, others[-1]):
+        log = (run.folder / f"logs/trial-{trial.number}.log").read_text()
+        command = shlex.split(log.partition("\n")[0].removeprefix("$ "))
+        by_hand = subprocess.run(
+            command, cwd=run.cwd, env=environment(), capture_output=True, text=True
+        )
+        output = ScriptOutput("", None, lambda value, step: None, metric=LINES[name].metric)
+        for line in by_hand.stdout.splitlines():
+            output.read_line(line)
+        output.end()
+        steps = trial.intermediate_values
+        assert steps[max(steps)] == output.last_value, by_hand
+    params = {key.removeprefix("params."): value for key, value in baseline.params.items()}
+    assert params == LINES[name].baseline
+
+
+def test_a_script_without_arguments_says_so_before_any_work(tune):
+    run = tune("constant")
+    printed = run.end(run.start(), 2)
+    assert "constant.py reads no arguments" in printed
+    assert "line 3 has LR = 0.1" in printed
+    assert not run.folder.exists()
+
+
+def test_a_script_whose_values_have_no_name_needs_a_pattern(tune):
+    run = tune("listed")
+    printed = " ".join(run.end(run.start(), 1).split())
+    assert "the script printed no value of score; it printed Epoch 3" in printed
+    assert "numbers without a name: " in printed
+    assert "find it by a regular expression (--value)" in printed
+    assert "Epoch 3 of 3 | >> 2." in printed
+    corrected = Tuned(run.cwd, "listed-2", *run.line)
+    printed = corrected.end(corrected.start("--value", r">> (\S+) <<"), 0)
+    assert "runs/listed has a study of another search; this one is listed-2" in printed
+    assert corrected.stored().trials()[0].intermediate_values[3] == 2.03
+
+
+def scripts(run: Tuned) -> list[int]:
+    pids = []
+    for pid in run.processes():
+        if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"python\0main.py"):
+            pids.append(pid)
+    return pids
+
+
+def log_of(run: Tuned) -> str:
+    return "\n".join(path.read_text() for path in sorted(run.folder.glob("logs/trial-*.log")))
+
+
+@pytest.mark.parametrize("killed", ["worker", "all"])
+def test_a_tuned_script_gives_the_same_trials_through_kills(killed, tmp_path):
+    """The trials resume from the checkpoints that the script itself saves."""
+    gate = tmp_path / "gate"
+    line = ("--minimize", "Average loss", "--set", "sampler=random", "--set", "pruner=none")
+    line += ("main.py", "--lr", "0.01:1.0:log", "--gate", str(gate))
+    projects = {}
+    for name in ("clean", "killed"):
+        project = tmp_path / name / "project"
+        write_project(project, {"main.py": SCRIPT})
+        projects[name] = Tuned(project, "main", *line)
+    clean, run = projects["clean"], projects["killed"]
+    gate.touch()
+    clean.end(clean.start(), 0)
+    gate.unlink()
+    try:
+        process = run.start()
+        until(lambda: log_of(run).count("Epoch: 4") == 2, 120)
+        if killed == "all":
+            kill(run.processes())
+            process.communicate()
+            run.until_gone(30)
+            gate.touch()
+            process = run.start()
+        else:
+            kill([psutil.Process(scripts(run)[0]).ppid()])
+            gate.touch()
+        assert f"{TRIALS} of {TRIALS} trials" in run.end(process, 0)
+        assert run.outcomes() == clean.outcomes()
+        run.trials = TRIALS + 2
+        printed = run.end(run.start(trials=TRIALS + 2), 0)
+        assert f"{TRIALS + 2} of {TRIALS + 2} trials" in printed, "more trials continue"
+    finally:
+        kill(run.processes())
