@@ -1,5 +1,6 @@
 """`studyloom tune` on twelve scripts that nobody has written for it, and under kills."""
 
+import json
 import shlex
 import subprocess
 import sys
@@ -111,6 +112,38 @@ def test_a_script_whose_values_have_no_name_needs_a_pattern(tune):
     printed = corrected.end(corrected.start("--value", r">> (\S+) <<"), 0)
     assert "runs/listed has a study of another search; this one is listed-2" in printed
     assert corrected.stored().trials()[0].intermediate_values[3] == 2.03
+
+
+EVALUATION = """
+from pathlib import Path
+
+print("accuracy =", float(Path("state.txt").read_text()) / 2)
+"""
+TRAINING = """
+import argparse
+from pathlib import Path
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--lr", type=float, default=0.5)
+parser.add_argument("--seed", type=int, default=0)
+args = parser.parse_args()
+for epoch in range(1, 4):
+    print(f"epoch {epoch} accuracy={1 - abs(args.lr - 0.1) - 0.1 / epoch:.6f}")
+Path("state.txt").write_text(str(args.lr))
+"""
+
+
+def test_another_program_tests_the_winner_in_its_folder(tmp_path):
+    write_project(tmp_path / "project", {"train.py": TRAINING, "evaluate.py": EVALUATION})
+    line = ("--maximize", "accuracy", "--test", "evaluate.py", "train.py", "--lr", "0.1:1.0@0.5")
+    run = Tuned(tmp_path / "project", "train", *line)
+    try:
+        run.end(run.start("--set", "winner.enabled=true", "--set", "winner.seeds=2"), 0)
+    finally:
+        kill(run.processes())
+    result = json.loads((run.folder / "winner.json").read_text())
+    winner = min(trial.params["params.lr"] for trial in run.stored().trials())
+    assert result["test"]["winner"]["values"] == [pytest.approx(winner / 2)] * 2
 
 
 def scripts(run: Tuned) -> list[int]:

@@ -20,6 +20,13 @@ from studyloom.commands.studies import run_source
     argument("--value", "REGEX", "finds the value in a line, instead of its name", default=""),
     argument("--step", "REGEX", "finds the step in a line, instead of epoch, step or iter"),
     argument(
+        *("--test", "TEST"),
+        "measures the winner once: the name of a value that the script prints at its end, a REGEX, "
+        "or a program such as evaluate.py",
+        action="append",
+        default=[],
+    ),
+    argument(
         *("--fixed", "ARGUMENT"),
         "an argument that is passed as it is, although its value looks like a range or list",
         action="append",
@@ -80,6 +87,7 @@ def tune(arguments: argparse.Namespace) -> None:
         fixed=arguments.fixed,
         value=arguments.value,
         step=arguments.step,
+        tests=arguments.test,
         overrides=[*overrides, *arguments.settings],
     )
     run_source(str(study.config), study.overrides)

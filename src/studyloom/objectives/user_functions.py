@@ -43,16 +43,19 @@ class Adapter:
         keys_without_effect: the keys of the section that change no value, and so are not part of
             the study definition.
         resumes: whether a trial may resume from what `run.keep` has saved.
-        untested: why the winner is not tested; None if the user decides it by `objective.test`.
     """
 
     keys_without_effect: ClassVar[Sequence[str]] = ()
     resumes: ClassVar[bool] = True
-    untested: ClassVar[str | None] = None
 
     def __call__(self, config: StudyConfig, run: Run) -> object:
         """Runs the program for a trial, and returns its value."""
         raise NotImplementedError
+
+    @property
+    def untested(self) -> str | None:
+        """The reason why the winner is not tested; None if `objective.test` decides it."""
+        return None
 
     @property
     def resumes_from_files(self) -> bool:

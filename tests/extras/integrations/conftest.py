@@ -12,11 +12,14 @@ class Run:
 
     def __init__(self, folder):
         self.dir, self.seed, self.trial, self.stage = folder, 7, 3, "search"
-        self.reports, self.warnings = [], []
+        self.reports, self.warnings, self.kept = [], [], {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, value, step):
         self.reports.append((step, value))
+
+    def keep_at_end(self, **parts):
+        self.kept |= parts
 
     def warn(self, words):
         self.warnings.append(words)

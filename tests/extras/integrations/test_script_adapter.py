@@ -1,5 +1,6 @@
 """A script as the objective: named values in its lines, their steps, and what an error shows."""
 
+import math
 import sys
 
 import pytest
@@ -210,3 +211,37 @@ def test_values_with_few_digits_are_named(config, make_run):
 def test_a_script_that_prints_no_value_fails(config, make_run):
     with pytest.raises(CommandFailed, match=r"printed no value of val_acc; it printed acc 0\.5"):
         Script(f"""{sys.executable} -c 'print("acc=0.5")'""")(config(), make_run())
+
+
+def print_by_python(text):
+    return f"{sys.executable} -c 'print(\"{text}\")'"
+
+
+@pytest.mark.parametrize("test_value", ["test_acc", r"test_acc=(\S+)"])
+def test_a_training_after_the_search_keeps_the_value_on_the_test_set(config, make_run, test_value):
+    script = Script(print_by_python("val_acc=0.5 test_acc=0.25"), test_value=test_value)
+    run = make_run()
+    assert script(config(), run) == 0.5
+    assert math.isnan(run.kept["test"].value), "the search does not see it"
+    run.stage = "final-training"
+    assert script(config(), run) == 0.5
+    assert run.kept["test"].state_dict() == {"value": 0.25}
+    assert script.untested is None
+
+
+@pytest.mark.parametrize(("printed", "test_value"), [("val_acc=0.75", ""), ("x=0.75", "x")])
+def test_another_program_may_print_the_value_on_the_test_set(config, make_run, printed, test_value):
+    run = make_run()
+    run.stage = "re-evaluation"
+    script = Script(
+        print_by_python("val_acc=0.5"), test_value=test_value, test_run=print_by_python(printed)
+    )
+    assert script(config(), run) == 0.5
+    assert run.kept["test"].value == 0.75
+
+
+def test_a_training_without_the_value_on_the_test_set_fails(config, make_run):
+    run = make_run()
+    run.stage = "final-training"
+    with pytest.raises(CommandFailed, match="is the value on the test set, test_acc; the last"):
+        Script(print_by_python("val_acc=0.5"), test_value="test_acc")(config(), run)

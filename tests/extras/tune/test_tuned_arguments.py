@@ -8,7 +8,7 @@ from scripts_to_tune import LINES, copy_scripts
 
 from studyloom.config.values import flatten
 from studyloom.errors import ConfigError
-from studyloom.extras.tune.command_line import parse_search
+from studyloom.extras.tune.command_line import parse_search, parse_test
 from studyloom.extras.tune.search import write_config
 from studyloom.extras.tune.value_ranges import Values, parse_values
 
@@ -203,3 +203,13 @@ def test_a_config_of_another_search_does_not_replace_that_of_a_study(project):
     assert other != first
     assert "0.5" in first.read_text()
     assert "0.6" in other.read_text()
+
+
+def test_the_winner_is_tested_by_a_value_a_program_or_both(project):
+    assert parse_test(["test_acc"]).value == "test_acc"
+    assert parse_test([r"test acc (\S+)"]).value == r"test acc (\S+)"
+    test = parse_test(["typed.py --lr {lr}", "test_acc"])
+    assert test.command == ("python", "typed.py", "--lr", "{lr}")
+    assert test.value == "test_acc"
+    with pytest.raises(ConfigError, match="--test b: may be given twice, with a program"):
+        parse_test(["a", "b"])

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TextIO
 
 import psutil
 
@@ -79,9 +79,11 @@ class Command(Adapter):
 
     keys_without_effect: ClassVar[tuple[str, ...]] = ("keep",)
     resumes: ClassVar[bool] = False  # what it keeps is its own affair
-    untested: ClassVar[str] = (
-        "a command returns no network to test; what it printed on new seeds is the result"
-    )
+
+    @property
+    def untested(self) -> str | None:
+        """The reason why the winner is not tested."""
+        return "a command returns no network to test; what it printed on new seeds is the result"
 
     @property
     def resumes_from_files(self) -> bool:
@@ -97,7 +99,7 @@ class Command(Adapter):
         for name in RESERVED:
             if name in params:
                 errors.append(f"params.{name}: {{{name}}} is reserved; rename it")
-        if value_at(config, "objective.test") is not None:
+        if self.untested is not None and value_at(config, "objective.test") is not None:
             errors.append(f"objective.test: {self.untested}; leave it out")
         errors += self._check_folders()
         errors += self._check_patterns()
@@ -294,7 +296,7 @@ class Command(Adapter):
         """
         output_file = run.dir / ".output"
         output = self._read_earlier_output(config, run, output_file)
-        arguments = self._make_arguments(_collect_placeholder_values(config, run))
+        arguments = self._make_arguments(collect_placeholder_values(config, run))
         name = _name_of_training(run)
         # A replay has no run directory, and keeps its log only while it runs.
         folder_of_logs = Path(value_at(config, "run_dir") or run.dir, "logs")
@@ -303,18 +305,24 @@ class Command(Adapter):
         with (
             self._prepared_folder(config, run, name) as folder,
             log_path.open("a", encoding="utf-8", errors="replace", buffering=1) as log,
-            run_process(arguments, _make_environment(run), output_file, folder) as (process, lines),
         ):
-            log.write(f"$ {mask_passwords(shlex.join(arguments))}\n")
-            for line in lines:
-                log.write(f"{line}\n")
-                output.read_line(line)
-        if process.returncode:
-            raise output.make_error(f"the command ended with {WorkerExit(process.returncode)}")
-        output.end()
-        if output.last_value is None:
-            raise output.make_error_without_value()
+            program = ProgramOfTrial(run, folder, log)
+            program.run(arguments, output_file, output)
+            output.end()
+            if output.last_value is None:
+                raise output.make_error_without_value()
+            self._end_training(config, program, output)
         return output.last_value
+
+    def _end_training(
+        self, config: Mapping[str, object], program: "ProgramOfTrial", output: "Output"
+    ) -> None:
+        """Ends a training, in whose folder its files still are.
+
+        Args:
+            program: runs a further program there.
+            output: what the command has printed.
+        """
 
     def _read_earlier_output(
         self, config: Mapping[str, object], run: Run, output_file: Path
@@ -372,6 +380,40 @@ class Command(Adapter):
                 )
 
 
+@dataclass(frozen=True)
+class ProgramOfTrial:
+    """Runs programs for a trial, in its folder; their output is in its log.
+
+    Args:
+        folder: where they run.
+        log: gets each command and its output.
+    """
+
+    trial_run: Run
+    folder: Path
+    log: TextIO
+
+    def run(self, arguments: Sequence[str], output_file: Path, output: "Output") -> None:
+        """Runs a program to its end.
+
+        Args:
+            arguments: the program and its arguments.
+            output_file: the file that gets its output, after that of earlier attempts.
+            output: reads each line.
+
+        Raises:
+            CommandFailed: it ended with another code than 0.
+        """
+        environment = _make_environment(self.trial_run)
+        with run_process(arguments, environment, output_file, self.folder) as (process, lines):
+            self.log.write(f"$ {mask_passwords(shlex.join(arguments))}\n")
+            for line in lines:
+                self.log.write(f"{line}\n")
+                output.read_line(line)
+        if process.returncode:
+            raise output.make_error(f"the command ended with {WorkerExit(process.returncode)}")
+
+
 def _params(config: Mapping[str, object]) -> dict[str, object]:
     """Returns the values of `params` by key, such as `optimizer.lr`."""
     params = value_at(config, "params")
@@ -380,7 +422,7 @@ def _params(config: Mapping[str, object]) -> dict[str, object]:
     return dict(flatten(params))
 
 
-def _collect_placeholder_values(config: Mapping[str, object], run: Run) -> dict[str, object]:
+def collect_placeholder_values(config: Mapping[str, object], run: Run) -> dict[str, object]:
     """Returns the values that a command may use, by the names of their placeholders."""
     return _params(config) | {
         "seed": run.seed,
@@ -488,22 +530,23 @@ def _check_space(run: object, space: Space) -> Iterator[str]:
 # The output of a command
 
 
-def check_pattern(group: str, pattern: str) -> Iterator[str]:
+def check_pattern(group: str, pattern: str, key: str = "") -> Iterator[str]:
     """Yields the errors of the pattern of objective.value or objective.step.
 
     Args:
         group: value or step, which is also the name of the group in the pattern.
+        key: the key of the section; "" for that of the name.
         pattern: a regular expression, such as "loss (?P<value>.+)" or "loss (.+)".
     """
     try:
         compiled = re.compile(pattern)
     except (re.error, TypeError) as error:  # a TypeError: YAML has read a number
-        yield f"objective.{group} must be a regular expression; got {pattern!r}: {error}"
+        yield f"objective.{key or group} must be a regular expression; got {pattern!r}: {error}"
         return
     if group not in compiled.groupindex and compiled.groups != 1:
         yield (
-            f"objective.{group}: {pattern} must have a group (?P<{group}>…) for what is wanted, or "
-            f"a single group (…); it has {compiled.groups or 'none'}"
+            f"objective.{key or group}: {pattern} must have a group (?P<{group}>…) for what is "
+            f"wanted, or a single group (…); it has {compiled.groups or 'none'}"
         )
 
 

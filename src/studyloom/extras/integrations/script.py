@@ -1,5 +1,6 @@
 """A training script as the objective: a command whose values are found by their printed name."""
 
+import math
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +12,9 @@ from studyloom.errors import CommandFailed
 from studyloom.extras.integrations.command import (
     Command,
     Output,
+    ProgramOfTrial,
     check_pattern,
+    collect_placeholder_values,
     fill_placeholders,
     read_earlier_lines,
     remove_files,
@@ -28,6 +31,7 @@ from studyloom.extras.integrations.printed_values import (
 from studyloom.objectives.loop_run import Run
 from studyloom.text import nearest
 
+KEPT = "test"  # the name of the value on the test set among what a training keeps
 NAMES_SHOWN = 12  # of the values that an error lists
 GIVEN = "given"  # the kind of the steps that a pattern finds
 ENOUGH_DIGITS = 3  # with fewer significant digits, values of different trials are often equal
@@ -48,10 +52,32 @@ class Script(Command):
         flags: options without a value, by the name of their hyperparameter, which is true or false:
             the words that the command gets in place of the placeholder. `[--amp]` is left out if
             the hyperparameter is false; of `[--amp, --no-amp]` the command gets one.
+        test_value: the name of the value on the test set, or a regular expression with a group,
+            which finds it; "" for the name of the metric. It needs
+            `objective.test=studyloom.extras.integrations.script.read_test_value`.
+        test_run: the command that prints this value after a training, in the training's folder;
+            "" if the script itself prints it.
     """
 
     value: str = ""
     flags: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    test_value: str = ""
+    test_run: str = ""
+
+    @property
+    def is_tested(self) -> bool:
+        """True if the winner is tested, by a value that the script or another program prints."""
+        return bool(self.test_value or self.test_run)
+
+    @property
+    def untested(self) -> str | None:
+        """The reason why the winner is not tested; None if it is."""
+        if self.is_tested:
+            return None
+        return (
+            "no test was given (studyloom tune --test); what the script printed on new seeds is "
+            "the result"
+        )
 
     @property
     def resumes_from_files(self) -> bool:
@@ -64,6 +90,47 @@ class Script(Command):
             yield from check_pattern("value", self.value)
         if self.step is not None:
             yield from check_pattern("step", self.step)
+        if "(" in self.test_value:
+            yield from check_pattern("value", self.test_value, key="test_value")
+
+    def __call__(self, config: Mapping[str, object], run: Run) -> float:
+        """Runs the script to its end for a trial, and returns the last value that it printed.
+
+        A training after the search also keeps its value on the test set, which only the test of the
+        winner reads.
+
+        Raises:
+            CommandFailed: it printed no value, or ended with another code than 0.
+        """
+        if self.is_tested:
+            run.keep_at_end(**{KEPT: TestValue()})
+        return super().__call__(config, run)
+
+    def _end_training(
+        self, config: Mapping[str, object], program: ProgramOfTrial, output: Output
+    ) -> None:
+        """Keeps the value on the test set of a training after the search."""
+        run = program.trial_run
+        if not self.is_tested or run.stage == "search":
+            return
+        assert isinstance(output, ScriptOutput)
+        if self.test_run:
+            metric = str(value_at(config, "objective.metric"))
+            output = ScriptOutput(
+                "", None, _report_nothing, metric=metric, test_value=self.test_value
+            )
+            values = collect_placeholder_values(config, run)
+            arguments = [fill_placeholders(word, values) for word in shlex.split(self.test_run)]
+            program.run(arguments, run.dir / ".test", output)
+            output.end()
+        value = output.last_test_value
+        if value is None and not self.test_value:
+            value = output.last_value
+        if value is None:
+            raise output.make_error(
+                f"nothing that was printed is the value on the test set, {self.test_value}"
+            )
+        run.keep_at_end(**{KEPT: TestValue(value)})
 
     def _list_seed_notes(self, config: Mapping[str, object]) -> Iterator[str]:
         """Yields a line if the script does not use the seed of the trial."""
@@ -99,7 +166,14 @@ class Script(Command):
         earlier_output = ScriptOutput(self.value, self.step, _report_nothing, metric=metric)
         for line in lines:
             earlier_output.read_line(line)
-        output = ScriptOutput(self.value, self.step, report=run, metric=metric, warn=run.warn)
+        output = ScriptOutput(
+            self.value,
+            self.step,
+            report=run,
+            metric=metric,
+            test_value=self.test_value,
+            warn=run.warn,
+        )
         if earlier_output.counts_values:
             remove_files(run)
             return output
@@ -107,6 +181,31 @@ class Script(Command):
             output.read_line(line)
         output.begin_attempt()
         return output
+
+
+@dataclass
+class TestValue:
+    """The value of a training on the test set, which `run.keep_at_end` keeps."""
+
+    value: float = math.nan
+
+    def state_dict(self) -> dict[str, float]:
+        """Returns the value, as a training keeps it."""
+        return {"value": self.value}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Takes the value that a training has kept."""
+        self.value = state["value"]
+
+
+def read_test_value(config: Mapping[str, object], run: Run, dataset: object) -> float:
+    """Returns the value on the test set that a training of the winner has printed.
+
+    It is the function `objective.test` of a study of a `Script`.
+    """
+    kept = TestValue()
+    run.keep(**{KEPT: kept})
+    return kept.value
 
 
 def _report_nothing(value: float, step: int) -> None:
@@ -128,16 +227,21 @@ class ScriptOutput(Output):
         value: the pattern of a value; "" to look for the name of the metric.
         step: the pattern of a step; None to look for the words epoch, step and iter.
         metric: the name of the value.
+        test_value: the name of another value, or a pattern with a group, which finds it.
         warn: called with a line about the values that were printed.
 
     Attributes:
         counts_values: whether values are counted, since the first one came without a step.
+        last_test_value: the last value that `test_value` has found.
     """
 
     metric: str = ""
+    test_value: str = ""
     warn: Callable[[str], None] = _warn_nobody
     counts_values: bool = False
+    last_test_value: float | None = None
     _reader: NamedValueReader = field(init=False)
+    _test_reader: NamedValueReader = field(init=False)
     _steps: dict[str, int] = field(default_factory=dict)  # the last ones, by their kind
     _step_kind: str | None = None  # the kind that counts, once the first value is known
     _pending_value: float | None = None  # the last value of the step that has not ended
@@ -149,6 +253,7 @@ class ScriptOutput(Output):
 
     def __post_init__(self) -> None:
         self._reader = NamedValueReader(self.metric)
+        self._test_reader = NamedValueReader(self.test_value)
 
     def begin_attempt(self) -> None:
         """Notes that the next line is the first of another attempt, which may print steps again."""
@@ -163,6 +268,8 @@ class ScriptOutput(Output):
         self._note_line(line)
         if not self._digits:  # once there is a value, no error lists the names
             self._named_numbers |= find_named_numbers(line)
+        if self.test_value:
+            self._read_test_value(line)
         number = self._find_value(line)
         steps = self._find_steps(line)
         if number is not None:
@@ -200,6 +307,17 @@ class ScriptOutput(Output):
         if "value" in match.re.groupindex:
             text = match["value"]
         return PrintedNumber(text.strip(), {})
+
+    def _read_test_value(self, line: str) -> None:
+        """Notes the value on the test set in a line, if there is one."""
+        if "(" in self.test_value:
+            match = re.search(self.test_value, line)
+            if match is not None:
+                self.last_test_value = self._parse("value", match, float)
+            return
+        number = self._test_reader.read(line)
+        if number is not None:
+            self.last_test_value = float(number.text)
 
     def _find_steps(self, line: str) -> dict[str, int]:
         """Returns the steps in a line, by their kind; the pattern of a step is the kind given."""

@@ -1,6 +1,7 @@
 """From the words of `studyloom tune` to a `Search`: the program, and its arguments with ranges."""
 
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -177,6 +178,45 @@ def parse_search(
         step=step,
     )
     return ParsedSearch(search, (parser.describe_baseline(), *parser.notes))
+
+
+@dataclass(frozen=True)
+class Test:
+    """How the winner is tested.
+
+    Attributes:
+        value: the name of the value on the test set, or a regular expression with a group; "" for
+            the name of the metric.
+        command: the words of a program that prints it; empty if the script itself does.
+    """
+
+    value: str = ""
+    command: tuple[str, ...] = ()
+
+
+def parse_test(texts: Sequence[str]) -> Test:
+    """Parses the values of `--test`: the name of a value or a pattern, a program, or both.
+
+    A program is a Python file, or a command that names a file or module.
+
+    Raises:
+        ConfigError: there are two names, or two programs.
+    """
+    test = Test()
+    for text in texts:
+        command = shlex.split(text)
+        names_file = any(Path(word).is_file() for word in command) or "-m" in command
+        if "(" not in text and names_file and not test.command:
+            program = find_program(command)
+            test = replace(test, command=(*program.prefix, *program.arguments))
+        elif not names_file and not test.value:
+            test = replace(test, value=text)
+        else:
+            raise ConfigError(
+                f"--test {text}: may be given twice, with a program, such as 'evaluate.py --last', "
+                "and with the name of the value that it prints"
+            )
+    return test
 
 
 def _make_name(program: Program) -> str:

@@ -51,6 +51,8 @@ class Search:
         direction: maximize or minimize.
         value: a regular expression for the value; "" to look for the name of the metric.
         step: a regular expression for the step; None to look for epoch, step and iter.
+        test_value: the name of the value on the test set, or a regular expression with a group.
+        test_command: the words of a program that prints it; empty if the script itself does.
     """
 
     name: str
@@ -60,6 +62,8 @@ class Search:
     direction: Direction
     value: str = ""
     step: str | None = None
+    test_value: str = ""
+    test_command: Sequence[str] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
 
     def to_config(self) -> dict[str, object]:
@@ -72,6 +76,12 @@ class Search:
             objective["value"] = _escape_interpolations(self.value)
         if self.step is not None:
             objective["step"] = _escape_interpolations(self.step)
+        if self.test_value or self.test_command:
+            objective["test"] = "studyloom.extras.integrations.script.read_test_value"
+        if self.test_value:
+            objective["test_value"] = _escape_interpolations(self.test_value)
+        if self.test_command:
+            objective["test_run"] = _escape_interpolations(join_command(self.test_command))
         flags = {}
         params: dict[str, object] = {}
         for hyperparameter in self.hyperparameters:

@@ -7,7 +7,7 @@ from itertools import count
 from pathlib import Path
 
 from studyloom.config.overrides import Override
-from studyloom.extras.tune.command_line import parse_search
+from studyloom.extras.tune.command_line import parse_search, parse_test
 from studyloom.extras.tune.search import Search, has_other_study, write_config
 from studyloom.metrics import Direction
 from studyloom.processes import print_at_once
@@ -33,6 +33,7 @@ def write_study(
     fixed: Sequence[str] = (),
     value: str = "",
     step: str | None = None,
+    tests: Sequence[str] = (),
     overrides: Sequence[str] = (),
 ) -> WrittenStudy:
     """Writes the config of the search that a command line describes, and prints what it runs.
@@ -42,6 +43,8 @@ def write_study(
     Args:
         name: the name of the study. None for that of the script; if a study of another search has
             the name, a number is added, so that the same command line finds its study again.
+        tests: how the winner is tested: the name of a value or a regular expression with a group,
+            a program, or both.
         overrides: of the study, such as study.trials=50.
 
     Raises:
@@ -55,7 +58,8 @@ def write_study(
         value=value,
         step=step,
     )
-    search = parsed.search
+    test = parse_test(tests)
+    search = replace(parsed.search, test_value=test.value, test_command=test.command)
     notes = [*parsed.notes]
     run_dir = None
     for text in overrides:
