@@ -28,6 +28,7 @@ from results import result_of
 
 import studyloom as api
 from studyloom.cli import main
+from studyloom.errors import Halted
 from studyloom.files import mark_trusted
 from studyloom.storage.attributes import TRIAL_KEYS
 from studyloom.storage.opening import create_study, open_study
@@ -553,3 +554,26 @@ def test_the_winner_of_an_untrusted_loop_names_only_its_loop(tmp_path):
     assert load(own, trust=["test_api"]).config.params == own
     mark_trusted(tmp_path)
     assert load(own).config.params == own
+
+
+# A study that stops itself
+
+
+def fail_always(run, *, width=32):
+    for _ in run.epochs(2):
+        raise RuntimeError("no kernel")
+
+
+def test_a_study_that_stops_itself_says_where_and_what_to_do(tmp_path, capsys):
+    space = {"width": api.Int(4, 256)}
+    with pytest.raises(Halted, match="RuntimeError: no kernel; fix it: then studyloom redo"):
+        api.search(
+            fail_always, space=space, maximize="accuracy", trials=4, workers=1, run_dir=tmp_path
+        )
+    _, _, end = capsys.readouterr().out.partition("The study stopped itself, since its first trial")
+    assert "in fail_always" in end
+    assert end.count("Traceback") == 1
+    assert "studyloom/" not in end.partition("report ")[0]
+    report = (tmp_path / "report.html").read_text()
+    assert report.index('id="failures"') < report.index('id="details"')
+    assert 'id="slices"' not in report

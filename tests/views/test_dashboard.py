@@ -96,7 +96,7 @@ def test_a_live_report_receives_only_what_has_changed(study_of):
         redo_failed(stored)
         page.next_refresh = 0
         later = changes(server.server_port, message["version"])
-        assert ([*later["rows"]], later["gone"]) == (["trial-8"], ["trial-7"])
+        assert ([*later["rows"]], later["gone"]) == (["trial-8"], ["failures", "trial-7"])
         assert changes(server.server_port, later["version"])["gone"] == []
         for since in ("", "nonsense", "0-0", "abcdef12-3", "-", "x" * 500):
             everything = changes(server.server_port, since)

@@ -205,7 +205,7 @@ def test_failures_are_listed_by_kind_with_their_messages(study_of):
         "diverged 3 × loss is nan trial 2, 3, 4 error 2 × ValueError: one trial 0, 1",
         "unexplained 1 × no reason is stored",
         "line 1 line 2",
-        "The study stopped itself, since its trials fail with this: ValueError: one",
+        "The study stopped itself, since 2 of 6 trials failed alike: ValueError: one",
     ):
         assert message in text
 

@@ -106,3 +106,13 @@ def test_only_counts_above_zero_are_colored():
         "6 complete": STATE_COLORS["complete"],
         "1,034 pruned": STATE_COLORS["pruned"],
     }
+
+
+def test_a_study_that_stopped_itself_shows_one_traceback():
+    traceback = "\n".join([*(f"line {n}" for n in range(9)), "RuntimeError: no"])
+    headline = "The study stopped itself, since 5 of 6 trials failed alike: RuntimeError: no"
+    end = end_of(result=None, headline=headline, traceback=traceback, next_command=())
+    lines = lines_of(end)
+    assert lines[0] == headline
+    assert lines[-2] == "RuntimeError: no"
+    assert len(lines) == MOST_LINES

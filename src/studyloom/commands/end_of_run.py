@@ -1,12 +1,15 @@
 """How a run has ended, as its command prints it: the result, what else to know, what comes next."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, suppress
 
 from rich.console import Console
 
 from studyloom.definition.definition import Definition
+from studyloom.errors import Halted
 from studyloom.storage.failures import count_failures
 from studyloom.views import advice_lines, run_details, terminal, words
+from studyloom.views.halted_study import explain_halt, suggest_redo
 from studyloom.views.headline import make_headline
 from studyloom.views.run_end import RunEnd, print_run_end
 from studyloom.views.snapshot import Snapshot
@@ -36,7 +39,8 @@ def print_end(
     study = evaluation.study
     notes: list[str] = []
     for stage in evaluation.stages:
-        notes += terminal.list_failures(count_failures(stage.stored.trials()))
+        if stage.stored.halted() is None:  # else the headline has the reason
+            notes += terminal.list_failures(count_failures(stage.stored.trials()))
     if result is not None:
         notes += words.list_remarks(result)
     notes += run_details.list_not_kept(study.stored)
@@ -46,12 +50,19 @@ def print_end(
     if has_run_workers:
         seconds = command.age()
     reasons = [*_explain_end(study, snapshot, command, stop, has_run_workers=has_run_workers)]
+    headline = make_headline(snapshot, result)
+    halt = explain_halt(study.stored)
+    traceback = ""
+    if halt is not None:
+        headline = halt.headline
+        traceback = halt.traceback
     end = RunEnd(
-        headline=make_headline(snapshot, result),
+        headline=headline,
         snapshot=snapshot,
         run_dir=study.run_dir,
         result=result,
         seconds=seconds,
+        traceback=traceback,
         notes=notes,
         advice=advice_lines.list_for_end(study.stored, snapshot, result),
         has_report=(study.run_dir / "report.html").exists(),
@@ -59,6 +70,29 @@ def print_end(
         last="\n".join(reasons),
     )
     print_run_end(end, console)
+
+
+def deferring_halt() -> AbstractContextManager[object]:
+    """Suppresses Halted, which a worker in this process raises in the body.
+
+    `check_halted` raises it again once the end of the run is printed.
+    """
+    return suppress(Halted)
+
+
+def check_halted(evaluation: Evaluation) -> None:
+    """Raises an error that says what to do if a stage of the study has stopped itself.
+
+    Raises:
+        Halted: its trials all fail for the same reason.
+        UndefinedObjective: the metric of its trials is not a finite number.
+    """
+    for stage in evaluation.stages:
+        suggestion = ""
+        if stage.is_search:  # the same command trains failed trainings of later stages again
+            suggestion = suggest_redo(evaluation.study.run_dir)
+        prefix = "the study stopped itself, since its trials fail with this: "
+        stage.stored.check_halted(prefix, suggestion)
 
 
 def _explain_end(

@@ -102,7 +102,7 @@ class StudyReporting(TrackingReporting):
         display = terminal.Display(
             outputs.read, self.console, stop, [*outputs.listeners, resumptions], notes
         )
-        with display:
+        with display, end_of_run.deferring_halt():
             yield
 
     def announcement(self, task: Task) -> list[str]:
@@ -179,8 +179,7 @@ class StudyReporting(TrackingReporting):
                 stop=stop,
                 console=self.console,
             )
-        for stage in evaluation.stages:
-            stage.stored.check_halted("the study stopped itself, since its trials fail with this: ")
+        end_of_run.check_halted(evaluation)
 
         for callback in study.prepared.callbacks:
             callback.finish(study.stored, ended=not read_evaluation(study).remaining)

@@ -205,11 +205,12 @@ class StoredStudy:
             return None
         return mask_passwords(reason)
 
-    def check_halted(self, prefix: str = "") -> None:
+    def check_halted(self, prefix: str = "", suffix: str = "") -> None:
         """Raises an error if the study has stopped itself.
 
         Args:
             prefix: How the error message begins, before the stored reason.
+            suffix: How it ends, after the stored reason.
 
         Raises:
             UndefinedObjective: It stopped since the metric of trials was not a finite number.
@@ -221,8 +222,8 @@ class StoredStudy:
         for trial in self.trials():
             record = TrialRecord(trial)
             if record.failure == UNDEFINED and record.reason == reason:
-                raise UndefinedObjective(f"{prefix}{reason}")
-        raise Halted(f"{prefix}{reason}")
+                raise UndefinedObjective(f"{prefix}{reason}{suffix}")
+        raise Halted(f"{prefix}{reason}{suffix}")
 
     @cached_property
     def objectives(self) -> tuple[ObjectiveValue, ...]:

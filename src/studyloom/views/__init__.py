@@ -16,6 +16,7 @@ __all__ = [
     "events",
     "explanations",
     "figures",
+    "halted_study",
     "headline",
     "importances",
     "notebook",

@@ -39,9 +39,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Absent(Block):
-    """A sentence instead of something that is missing."""
+    """A sentence instead of something that is missing.
+
+    Args:
+        is_error: whether it is missing since it could not be drawn.
+    """
 
     why: str
+    is_error: bool = False
 
 
 @dataclass(frozen=True)
@@ -247,6 +252,11 @@ class Section:
         """Returns whether all blocks are sentences that say why something is missing."""
         return all(isinstance(block, Absent) for block in self.blocks)
 
+    @property
+    def has_error(self) -> bool:
+        """Returns whether something is missing since it could not be drawn."""
+        return any(isinstance(block, Absent) and block.is_error for block in self.blocks)
+
 
 def make_section(name: str, blocks: Sequence[Block], **values: object) -> Section:
     """Makes a section of sections.toml.
@@ -304,7 +314,7 @@ def draw_figure(draw: Callable[P, Block | str], *args: P.args, **kwargs: P.kwarg
     except StudyloomError:
         raise
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        return Absent(describe_drawing_error(error))
+        return Absent(describe_drawing_error(error), is_error=True)
     if isinstance(figure, str):
         return Absent(figure)
     return figure

@@ -15,7 +15,6 @@ from optuna.trial import FrozenTrial
 from studyloom.errors import StudyloomError, UndrawnReport
 from studyloom.files import write_whole
 from studyloom.storage import trial_tables
-from studyloom.storage.failures import count_failures
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_record import TrialRecord, shown_state
 from studyloom.text import (
@@ -28,7 +27,9 @@ from studyloom.text import (
 from studyloom.views import (
     advice,
     drawing,
+    failure_section,
     figures,
+    halted_study,
     headline,
     page,
     parameter_sections,
@@ -168,10 +169,9 @@ def make_head(
     """
     snapshot = progress.search
     blocks: list[Block] = []
-    halted = stored.halted()
-    if halted is not None:
-        reason = f"The study stopped itself, since its trials fail with this: {halted}"
-        blocks.append(Paragraph(reason, "bad"))
+    halt = halted_study.explain_halt(stored)
+    if halt is not None:
+        blocks.append(Paragraph(halt.headline, "bad"))
     ending = snapshot.forecast.ending
     if ending is not None:
         blocks.append(Paragraph(f"The search {ending.reason}."))
@@ -682,9 +682,7 @@ def _find_best_value(
     return max(compared, key=lambda value: sign * value, default=None)
 
 
-# The sections about workers and failures
-
-MOST_MESSAGES = 10  # of one kind of failure
+# The sections about workers
 
 
 def render_running(snapshot: Snapshot) -> Iterator[Section]:
@@ -705,8 +703,8 @@ def render_running(snapshot: Snapshot) -> Iterator[Section]:
         yield make_section("running", [PageTable(head, rows, text_columns=(0, 4, 5))])
 
 
-def render_workers(stored: StoredStudy, snapshot: Snapshot) -> Iterator[Section]:
-    """Renders the timeline of the workers, and the failures."""
+def render_workers(stored: StoredStudy, snapshot: Snapshot) -> Section:
+    """Renders the timeline of the workers."""
     trials = stored.trials()
     live_trials = snapshot.live_trials
     if live_trials is None:
@@ -715,43 +713,7 @@ def render_workers(stored: StoredStudy, snapshot: Snapshot) -> Iterator[Section]
     if len(trials) > MOST_TRIALS:
         note = f" These are the latest {MOST_TRIALS} of {len(trials)} trials."
     timeline = draw_figure(figures.draw_timeline, trials[-MOST_TRIALS:], live_trials)
-    yield make_section("workers", [timeline], latest=note)
-    failures: list[Block] = [*_render_failures(trials)]
-    if not failures:
-        failures = [Absent("No trial has failed.")]
-    yield make_section("failures", failures)
-
-
-def _render_failures(trials: Sequence[FrozenTrial]) -> Iterator[page.Part]:
-    """Yields the failures by kind, the most frequent first.
-
-    Each message has its trials and one of their tracebacks.
-    """
-    for failure in count_failures(trials):
-        trials_by_message = [*failure.by_reason().items()]
-        blocks: list[Block] = []
-        for message, failed_trials in trials_by_message[:MOST_MESSAGES]:
-            numbers = ", ".join(str(trial.number) for trial in failed_trials[:MOST_MESSAGES])
-            if len(failed_trials) > MOST_MESSAGES:
-                numbers += ", …"
-            blocks.append(Paragraph(message, "bad"))
-            blocks.append(Paragraph(f"trial {numbers}", "quiet"))
-            traceback = _find_traceback(failed_trials)
-            if traceback is not None:
-                blocks.append(page.Folded("traceback", traceback))
-        further = len(trials_by_message) - MOST_MESSAGES
-        if further > 0:
-            blocks.append(Paragraph(f"and {further} other messages", "quiet"))
-        yield page.Part(failure.kind, blocks, f"{failure.count} ×")
-
-
-def _find_traceback(trials: Iterable[FrozenTrial]) -> str | None:
-    """Returns the first traceback that a trial has stored; None if none has."""
-    for trial in trials:
-        traceback = TrialRecord(trial).traceback
-        if traceback is not None:
-            return str(traceback)
-    return None
+    return make_section("workers", [timeline], latest=note)
 
 
 def render_environment(
@@ -784,6 +746,9 @@ def _find_environment(trials: Iterable[FrozenTrial]) -> Mapping[str, Any]:
 
 
 # The whole report
+
+FIRST_SECTIONS = ("search", "front")  # one of them is on the first screen
+EXPLAINED_SECTIONS = ("importances", "winner")  # they say why they are empty
 
 
 def read_configs(run_dir: Path) -> str:
@@ -834,11 +799,31 @@ class _ReportSource:
         return self.progress.search
 
     @property
+    def has_failed(self) -> bool:
+        """Returns whether failures are all that the search has come to."""
+        return self.snapshot.best is None and self.snapshot.outcomes.get("failed", 0) > 0
+
+    @property
     def winner_number(self) -> int | None:
         """The number of the winner's trial in the search; None without a winner."""
         if self.result is None:
             return None
         return self.result.winner.trial
+
+    def is_worth_showing(self, section: Section) -> bool:
+        """Returns whether a section has something to show, or a reason why it does not.
+
+        A search that has only failures shows no section that says what is missing. Before a trial
+        has a value, only the first section says so.
+        """
+        if not section.is_absent or section.has_error:
+            return True
+        if self.has_failed:
+            return False
+        if self.snapshot.best is None:
+            return section.key in FIRST_SECTIONS
+        key, _, _ = section.key.partition("-")  # the importances for a cost have a number
+        return key in (*FIRST_SECTIONS, *EXPLAINED_SECTIONS)
 
     def render_search(self) -> list[Section]:
         """Renders the figures of the search, which a report always needs."""
@@ -854,6 +839,9 @@ class _ReportSource:
         first_count = 1
         if self.snapshot.costs:  # the Pareto front comes before the history
             first_count = 2
+        failures = failure_section.render_failures(self.stored)
+        if self.has_failed:
+            yield failures
         first_section, *next_sections = search_sections[:first_count]
         bars = parameter_sections.make_bars(self.stored, self.parameters)
         yield replace(first_section, blocks=[*first_section.blocks, *bars])
@@ -873,7 +861,9 @@ class _ReportSource:
             self.drawn, self.snapshot.best, self.axis, self.parameters
         )
         yield from _add_note(effects, self.note)
-        yield from render_workers(self.stored, self.snapshot)
+        yield render_workers(self.stored, self.snapshot)
+        if not self.has_failed:
+            yield failures
         yield render_environment(self.stored.trials(), self.result, self.configs)
 
 
@@ -917,7 +907,8 @@ def read_report(
     head = make_head(
         stored, progress, result, trials, first_figure, source.parameters, is_live=is_live
     )
-    return Report(head, source.render_sections(search_sections))
+    sections = source.render_sections(search_sections)
+    return Report(head, filter(source.is_worth_showing, sections))
 
 
 def _add_note(sections: Iterable[Section], note: str) -> Iterator[Section]:

@@ -31,6 +31,7 @@ class RunEnd:
     Args:
         headline: the study in one sentence.
         seconds: how long the command has run; None if it had nothing to do.
+        traceback: where trials failed, if the study has stopped itself because of it.
         notes: sentences that the user should not miss, the most important first.
         advice: sentences on what the trials have shown; they are left out if there is no room.
         has_report: whether the run directory has a report.
@@ -43,6 +44,7 @@ class RunEnd:
     run_dir: Path
     result: Result | None = None
     seconds: float | None = None
+    traceback: str = ""
     notes: Sequence[str] = ()
     advice: Sequence[str] = ()
     has_report: bool = False
@@ -68,7 +70,10 @@ def render_run_end(end: RunEnd, width: int, *, in_notebook: bool = False) -> lis
     """
     head = [*_render_headline(end, width)]
     foot = [*_render_foot(end, width, in_notebook=in_notebook)]
-    if not in_notebook:
+    if end.traceback:
+        room = MOST_LINES - len(head) - len(foot)
+        head += _render_traceback(end.traceback, room)
+    elif not in_notebook:
         head += _render_values(end.snapshot, end.result)
     if end.result is not None and end.result.test is not None:
         head += _render_difference(end.result, width)
@@ -94,7 +99,9 @@ def _wrap(text: str, width: int, *, style: str = "", indent: int = 0) -> list[Te
 def _render_headline(end: RunEnd, width: int) -> Iterator[Text]:
     """Yields the sentence on the study, green if it is tested, and the counts of its trials."""
     style = "bold"
-    if end.result is not None and end.result.test is not None:
+    if end.traceback:
+        style = "bold red"
+    elif end.result is not None and end.result.test is not None:
         style = "bold green"
     yield from _wrap(end.headline, width, style=style)
     counts = words.describe_counts(end.snapshot)
@@ -102,6 +109,13 @@ def _render_headline(end: RunEnd, width: int) -> Iterator[Text]:
         counts += f", {format_duration(end.seconds)}"
     for line in _wrap(counts, width):
         yield color_counts(line)
+
+
+def _render_traceback(traceback: str, room: int) -> Iterator[Text]:
+    """Yields the last lines of a traceback, as many as there is room for."""
+    lines = traceback.splitlines()
+    for line in lines[-max(room, 1) :]:
+        yield Text(line, "dim")
 
 
 # The table of values

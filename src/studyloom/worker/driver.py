@@ -144,8 +144,7 @@ def run_study(
                 code = reporting.finish(stop, detached_notice)
                 if detached_notice is not None or stop():
                     return code
-                # A worker in this process has raised Halted in `launch`, and the `finish` of a
-                # command raises it too.
+                # The `finish` of a command that prints the end of its run raises Halted too.
                 for stage in stages.find_begun(study):
                     stage.stored.check_halted()
 

@@ -1,7 +1,5 @@
 """Why a trial failed: finds the cause in the exception that ended it."""
 
-import traceback
-
 import torch
 
 from studyloom.errors import (
@@ -22,6 +20,7 @@ from studyloom.storage.failures import (
     Failure,
 )
 from studyloom.text import error_text
+from studyloom.user_code.tracebacks import format_users_traceback
 
 TRACEBACK_LINES = 12
 # How libraries say that memory ran out, in lower case: PyTorch on CUDA, HIP, MPS, XPU and the CPU,
@@ -69,7 +68,7 @@ BROKEN_GPU = (
 def explain(error: BaseException) -> Failure:
     """Returns the failure of a trial that an exception has ended: its kind, reason and details.
 
-    The details are the output of a command, or the end of the traceback.
+    The details are the output of a command, or the end of the traceback in the user's code.
     """
     text = error_text(error)
     match error:
@@ -88,7 +87,7 @@ def explain(error: BaseException) -> Failure:
     text_with_class = f"{type(error).__name__}: {text}".removesuffix(": ")  # the text may be empty
     if ran_out_of_memory(error):
         return Failure(OUT_OF_MEMORY, text_with_class)
-    traceback_lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
+    traceback_lines = format_users_traceback(error).splitlines()
     details = "\n".join(traceback_lines[-TRACEBACK_LINES:])
     if isinstance(error, ConfigError):  # its text names the key, and needs no class
         return Failure(ERROR, text, details)

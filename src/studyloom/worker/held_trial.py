@@ -232,7 +232,9 @@ class HeldTrial:
         for name, value in failure.attributes().items():
             self.trial.set_user_attr(name, value)
         if failure.details:
-            log.error("trial %d: %s", self.trial.number, failure.details)
+            # Only the logs of workers have each traceback; a command shows one at its end.
+            log.error("trial %d: %s", self.trial.number, failure.reason)
+            log.info("%s", failure.details)
         if failure.kind in failures.TEACHING_KINDS:
             self.trial.set_constraint(failure.kind, 1.0)  # above 0: violated
             state = TrialState.PRUNED

@@ -1,0 +1,54 @@
+"""The section of the report about the trials that failed."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from optuna.trial import FrozenTrial
+
+from studyloom.storage.failures import count_failures
+from studyloom.storage.stored_study import StoredStudy
+from studyloom.storage.trial_record import TrialRecord
+from studyloom.views import page
+from studyloom.views.charts import Block
+from studyloom.views.page import Absent, Paragraph, Section, make_section
+
+MOST_MESSAGES = 10  # of one kind of failure
+
+
+def render_failures(stored: StoredStudy) -> Section:
+    """Renders the failures; the section is absent if there are none."""
+    failures: list[Block] = [*_render_failures(stored.trials())]
+    if not failures:
+        failures = [Absent("No trial has failed.")]
+    return make_section("failures", failures)
+
+
+def _render_failures(trials: Sequence[FrozenTrial]) -> Iterator[page.Part]:
+    """Yields the failures by kind, the most frequent first.
+
+    Each message has its trials and one of their tracebacks.
+    """
+    for failure in count_failures(trials):
+        trials_by_message = [*failure.by_reason().items()]
+        blocks: list[Block] = []
+        for message, failed_trials in trials_by_message[:MOST_MESSAGES]:
+            numbers = ", ".join(str(trial.number) for trial in failed_trials[:MOST_MESSAGES])
+            if len(failed_trials) > MOST_MESSAGES:
+                numbers += ", …"
+            blocks.append(Paragraph(message, "bad"))
+            blocks.append(Paragraph(f"trial {numbers}", "quiet"))
+            traceback = _find_traceback(failed_trials)
+            if traceback is not None:
+                blocks.append(page.Folded("traceback", traceback))
+        further = len(trials_by_message) - MOST_MESSAGES
+        if further > 0:
+            blocks.append(Paragraph(f"and {further} other messages", "quiet"))
+        yield page.Part(failure.kind, blocks, f"{failure.count} ×")
+
+
+def _find_traceback(trials: Iterable[FrozenTrial]) -> str | None:
+    """Returns the first traceback that a trial has stored; None if none has."""
+    for trial in trials:
+        traceback = TrialRecord(trial).traceback
+        if traceback is not None:
+            return str(traceback)
+    return None
