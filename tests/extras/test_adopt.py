@@ -1,6 +1,7 @@
 """Studies of other programs: the findings of `studyloom adopt`, which changes nothing."""
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -8,6 +9,8 @@ import random
 import re
 import shlex
 import sqlite3
+import zlib
+from contextlib import closing
 from datetime import datetime, timedelta
 
 import optuna
@@ -29,13 +32,22 @@ from studyloom.extras.adopt import csv_file
 from studyloom.extras.adopt.findings import (
     describe_findings,
     estimate_luck,
+    examine,
     find_stale_trials,
     group_repeats,
     replay_asha,
 )
-from studyloom.extras.adopt.reading import AdoptedStudy, read_csv, read_database
+from studyloom.extras.adopt.pages import print_adopted, render
+from studyloom.extras.adopt.reading import (
+    AdoptedStudy,
+    find_runs,
+    read_csv,
+    read_database,
+    read_runs,
+)
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.storage.urls import parse_url
+from studyloom.views.terminal import SafeConsole
 
 RANGE, EPOCHS = FloatDistribution(0.0, 1.0), 9
 LONG_AGO = datetime(2026, 1, 1, 12)
@@ -244,7 +256,8 @@ def test_an_infeasible_trial_is_neither_best_nor_tried_first(here, capsys):
     document = adopted(capsys, "s.db")
     assert document["findings"]["best"] == "value 0.3000, trial 3: x=0.3"
     assert document["findings"]["trials"].endswith("; 4 complete ones break a constraint")
-    assert "[{'x': 0.3}, {'x': 0.2}, {'x': 0.1}]" in document["next"][1]
+    best = ["{'x': 0.3},", "{'x': 0.2},", "{'x': 0.1},"]
+    assert [line.strip() for line in document["next"][1].splitlines()[3:6]] == best
     assert read_database("s.db", None).ranked[0].number == study.best_trial.number
 
 
@@ -261,7 +274,7 @@ def test_epochs_of_asha_in_order_and_in_random_orders_are_distinguished():
     study = study_of([trial(n, curve[-1], 0.1, curve=curve) for n, curve in enumerate(curves)])
     replayed = replay_asha(study)
     assert not replayed.low <= replayed.epochs <= replayed.high
-    assert describe_findings(study, None)["pruner=asha"] == (
+    assert describe_findings(study, examine(study), None)["pruner=asha"] == (
         f"it would have spent {replayed.epochs} epochs in the order of these trials, and "
         f"{replayed.low} to {replayed.high} in random orders (95% interval); these trials spent 729"
     )
@@ -546,3 +559,261 @@ def test_a_csv_file_has_no_times_and_no_stale_trial(here):
     assert trials[-1].state == TrialState.RUNNING
     assert {trial.datetime_start for trial in trials} == {None}
     assert find_stale_trials(trials) == []
+
+
+# Runs of a tracker
+
+
+def test_the_headline_says_what_was_found_before_the_findings(here, capsys):
+    study = optuna.create_study(study_name="s", storage="sqlite:///s.db", direction="maximize")
+    for number in range(27):
+        curve = [(number + 1) / 28 * epoch for epoch in range(27)]
+        study.add_trial(trial(number, curve[-1], number / 27, curve=curve))
+    study.add_trial(trial(27, state=TrialState.FAIL))
+    headline = adopted(capsys, "s.db")["headline"]
+    assert headline.startswith("27 of 28 trials are complete. The best is trial 26; with a prob")
+    assert re.search(r" ASHA would have saved \d+ of 729 epochs\.$", headline)
+    assert main(["adopt", "s.db"]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == ["s", headline]
+    html = (here / "adopt.html").read_text()
+    assert f'<p class="result">{headline}</p>' in html
+    assert html.count('<button type="button" class="copy">') == 2
+
+
+def test_lines_of_findings_break_between_words_in_a_terminal(here):
+    study = optuna.create_study(study_name="s", storage="sqlite:///s.db")
+    for number in range(9):
+        study.add_trial(trial(number, number / 7, number / 9))
+    console = SafeConsole(force_terminal=True, width=80, file=io.StringIO(), color_system=None)
+    print_adopted(console, "s", "A headline.", {"luck": "a probability " * 20}, [])
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert {word for line in lines[3:] for word in line.split()} == {"luck", "a", "probability"}
+
+
+def test_trials_pruned_at_their_first_report_do_not_squeeze_the_others(here):
+    """Half of the trials end after one epoch at a tenth; the others lie between 0.9 and 0.95."""
+    trials = [trial(n, 0.9 + n / 400, 0.1, curve=[0.5, 0.9 + n / 400]) for n in range(20)]
+    for number in range(20, 40):
+        trials.append(trial(number, None, 0.1, TrialState.PRUNED, curve=[number / 400]))
+    html = render(study_of(trials), "", {}, [])
+    _, _, section = html.partition('id="search"')
+    axis = json.loads(re.search(r"data-y='([^']+)'", section)[1])
+    assert 1 - 10 ** -axis["low"] > 0.85
+
+
+def log_runs_by_wandb(folder):
+    wandb = pytest.importorskip("wandb")
+    settings = wandb.Settings(mode="offline", console="off", silent=True, root_dir=str(folder))
+    for number in range(3):
+        config = {"lr": 0.1 / (number + 1), "model": {"width": 8 * (number + 1)}, "epochs": 4}
+        with wandb.init(project="digits", config=config, settings=settings) as run:
+            for epoch in range(4):
+                run.log({"acc": 0.5 + 0.1 * epoch, "val": {"f1": math.nan}, "note": "x" * 40_000})
+            run.finish(exit_code=number % 2)
+    files = sorted(folder.glob("wandb/*/*.wandb"), key=lambda path: path.stat().st_mtime)
+    content = files[2].read_bytes()
+    files[2].write_bytes(content[: len(content) - 20])  # as if it had been killed
+
+
+def log_of(*records):
+    """A file of W&B with records in pieces of at most a block."""
+    content = b":W&B" + (0xBEE1).to_bytes(2, "little") + b"\0"
+    for record in records:
+        begun = False
+        while record or not begun:
+            room = 32_768 - len(content) % 32_768
+            if room < 7:
+                content += b"\0" * room
+                room = 32_768
+            piece, record = record[: room - 7], record[room - 7 :]
+            kind = {(False, False): 1, (False, True): 2, (True, True): 3, (True, False): 4}
+            kind = kind[begun, bool(record)].to_bytes(1, "little")
+            begun = True
+            checksum = zlib.crc32(piece, zlib.crc32(kind))
+            content += checksum.to_bytes(4, "little") + len(piece).to_bytes(2, "little")
+            content += kind + piece
+    return content
+
+
+def message(number, value):
+    """A field of a message of Protocol Buffers: an integer, text or bytes."""
+
+    def varint(value):
+        groups = [value & 0x7F]
+        while value := value >> 7:
+            groups[-1] |= 0x80
+            groups.append(value & 0x7F)
+        return bytes(groups)
+
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    content = value.encode() if isinstance(value, str) else value
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def items(**values):
+    """The items of a history or config, as W&B writes them."""
+    made = [message(1, name) + message(16, json.dumps(value)) for name, value in values.items()]
+    return b"".join(message(1, item) for item in made)
+
+
+def make_runs_of_wandb(folder):
+    for number in range(3):
+        config = items(
+            lr=0.1 / (number + 1), model={"width": 8 * (number + 1)}, epochs=4, _wandb={"a": 1}
+        )
+        start = message(17, message(1, 1_700_000_000 + number))
+        run = message(1, f"id{number}") + message(3, "digits") + message(4, config) + start
+        records = [message(20, b""), message(17, run)]  # a header, and then the run
+        for epoch in range(4):
+            values = items(acc=0.5 + 0.1 * epoch, val={"f1": "NaN"}, note="x" * 40_000, _step=epoch)
+            records.append(message(2, values))
+        if number < 2:
+            records.append(message(18, message(1, number) if number else b""))
+        path = folder / "wandb" / f"offline-run-{number}" / f"run-id{number}.wandb"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(log_of(*records))
+
+
+@pytest.mark.parametrize(
+    "write", [make_runs_of_wandb, pytest.param(log_runs_by_wandb, marks=pytest.mark.chaos)]
+)
+def test_an_offline_folder_of_wandb_is_read_as_data(here, capsys, write):
+    """One run finished, one failed, one was killed, so that its file has no end."""
+    write(here)
+    folder = find_runs(str(here / "wandb"))
+    paths = [record.path for record in folder.records]
+    assert [record.path for record in find_runs(str(here)).records] == paths
+    study = read_runs(folder, None, "acc", 1)
+    assert (study.name, study.metric) == ("digits", "acc")
+    states = [trial.state.name for trial in study.trials]
+    assert sorted(states) == ["COMPLETE", "FAIL", "RUNNING"]
+    first = study.trials[states.index("COMPLETE")]
+    assert first.params == {"lr": 0.1, "model.width": 8}  # all runs have the same epochs
+    assert first.value == pytest.approx(0.8)
+    assert [*first.intermediate_values.values()] == pytest.approx([0.5, 0.6, 0.7, 0.8])
+    assert first.datetime_start <= first.datetime_complete
+    document = adopted(capsys, "wandb", "--maximize", "acc", "--rename", "lr=optimizer.lr")
+    assert "study.enqueue=[{optimizer.lr:0.1,model.width:8}]" in document["next"][0]
+    for arguments, problem in (
+        ([], "name the metric with --maximize METRIC or --minimize METRIC; the runs have acc, "),
+        (["--maximize", "ac"], "no run has the metric ac; did you mean acc?; they have acc, val."),
+        (["--maximize", "acc", "--study", "x"], "name the project with --study; there is digits"),
+        (["--maximize", "acc", "--params", "l"], "no run has the setting l; did you mean lr?"),
+    ):
+        assert main(["adopt", "wandb", *arguments]) == 2
+        assert problem in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"PK\3\4", "it does not begin with :W&B"),
+        (log_of(b"\x12"), "an integer does not end"),
+        (log_of(b"\x12\x7f1"), "a field is longer than its message"),
+        (log_of(b"\x13"), "a field has the unknown encoding 3"),
+        (log_of(b"\x12\x05\x0a\x03\x0a\x01\xff"), "codec can't decode"),
+        (log_of(b"\x12\x0a\x0a\x08\x0a\x01a\x82\x01\x02{{"), "Expecting property name"),
+    ],
+)
+def test_a_file_that_is_no_run_of_wandb_is_named(here, content, problem):
+    (here / "run-1.wandb").write_bytes(content)
+    with pytest.raises(DataError, match=rf"run-1.wandb: is no run of W&B: .*{re.escape(problem)}"):
+        find_runs(str(here))
+
+
+def test_a_damaged_run_of_wandb_is_read_up_to_the_damage(here):
+    history = b"\x12\x0e\x0a\x0c\x0a\x03acc\x82\x01\x040.50"
+    (here / "run-1.wandb").write_bytes(log_of(history, history) + b"\0" * 5000)
+    (record,) = find_runs(str(here)).records
+    assert record.values == {"acc": [0.5, 0.5]}
+
+
+def test_a_folder_without_runs_is_named(here):
+    with pytest.raises(DataError, match=r"no file \*.wandb is below it"):
+        find_runs(str(here))
+
+
+TABLES_OF_MLFLOW = """
+CREATE TABLE experiments (experiment_id INTEGER NOT NULL, name VARCHAR(256) NOT NULL);
+CREATE TABLE runs (run_uuid VARCHAR(32) NOT NULL, name VARCHAR(250), status VARCHAR(9),
+    start_time BIGINT, end_time BIGINT, lifecycle_stage VARCHAR(20), experiment_id INTEGER);
+CREATE TABLE params ("key" VARCHAR(250) NOT NULL, value VARCHAR(8000) NOT NULL,
+    run_uuid VARCHAR(32) NOT NULL);
+CREATE TABLE metrics ("key" VARCHAR(250) NOT NULL, value FLOAT NOT NULL, timestamp BIGINT NOT NULL,
+    run_uuid VARCHAR(32) NOT NULL, step BIGINT NOT NULL, is_nan BOOLEAN NOT NULL);
+"""
+RUNS_OF_MLFLOW = (("FINISHED", "active"), ("FAILED", "active"), ("FINISHED", "deleted"))
+
+
+def make_runs_of_mlflow(path):
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(TABLES_OF_MLFLOW)
+        connection.execute("INSERT INTO experiments VALUES (1, 'digits')")
+        for number, (status, stage) in enumerate(RUNS_OF_MLFLOW):
+            row = (f"id{number}", f"run {number}", status, 10**12 + number, 2 * 10**12, stage, 1)
+            connection.execute("INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            for name, value in (("lr", 0.1 * (number + 1)), ("net", "mlp")):
+                row = (name, str(value), f"id{number}")
+                connection.execute("INSERT INTO params VALUES (?, ?, ?)", row)
+            for epoch in (2, 0, 1):
+                row = ("acc", 0.5 + 0.1 * epoch, 0, f"id{number}", epoch, False)
+                connection.execute("INSERT INTO metrics VALUES (?, ?, ?, ?, ?, ?)", row)
+        connection.commit()
+
+
+def log_runs_by_mlflow(path):
+    tracking = pytest.importorskip("mlflow.tracking")
+    client = tracking.MlflowClient(f"sqlite:///{path}")
+    experiment = client.create_experiment("digits")
+    for number, (status, stage) in enumerate(RUNS_OF_MLFLOW):
+        run = client.create_run(experiment, run_name=f"run {number}").info.run_id
+        client.log_param(run, "lr", 0.1 * (number + 1))
+        client.log_param(run, "net", "mlp")
+        for epoch in (2, 0, 1):
+            client.log_metric(run, "acc", 0.5 + 0.1 * epoch, step=epoch)
+        client.set_terminated(run, status)
+        if stage == "deleted":
+            client.delete_run(run)
+
+
+@pytest.mark.parametrize(
+    "write", [make_runs_of_mlflow, pytest.param(log_runs_by_mlflow, marks=pytest.mark.chaos)]
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of SQLAlchemy, in MLflow
+def test_a_sqlite_file_of_mlflow_is_read_as_data(here, capsys, write):
+    mlflow_file = here / "mlflow.db"
+    write(mlflow_file)
+    before = mlflow_file.read_bytes()
+    study = read_runs(find_runs(f"sqlite:///{mlflow_file}"), None, "acc", 1)
+    assert (study.name, study.run_names) == ("digits", ["run 0", "run 1"])
+    done, failed = study.trials
+    assert (done.state, failed.state) == (TrialState.COMPLETE, TrialState.FAIL)
+    assert done.params == {"lr": 0.1}
+    assert [*done.intermediate_values.values()] == pytest.approx([0.5, 0.6, 0.7])
+    document = adopted(capsys, mlflow_file, "--maximize", "acc", "--params", "lr,net")
+    assert document["findings"]["best"] == "acc 0.7000, trial 0 (run run 0): lr=0.1  net=mlp"
+    assert document["findings"]["failed"] == "1 × failed"
+    assert mlflow_file.read_bytes() == before
+    assert main(["adopt", str(mlflow_file), "--maximize", "acc", "--study", "x"]) == 2
+    assert "name the experiment with --study; there is digits" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("CREATE VIEW params AS SELECT 1 AS key, 2 AS value, 3 AS run_uuid", "not a plain table"),
+        ("CREATE TABLE params(key, value AS (abs(key)), run_uuid)", "not a plain table"),
+        ("CREATE TABLE params(a)", "mlflow.db: cannot be read: .*no such column: key"),
+    ],
+)
+def test_no_code_of_an_mlflow_file_is_executed(here, capsys, change, problem):
+    path = here / "mlflow.db"
+    make_runs_of_mlflow(path)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("DROP TABLE params")
+        connection.execute(change)
+        connection.commit()
+    assert main(["adopt", "mlflow.db", "--maximize", "acc"]) == 2
+    assert re.search(problem, capsys.readouterr().err)

@@ -106,9 +106,10 @@ class WrittenReport(TypedDict):
 
 
 class Adopted(TypedDict):
-    """The findings on a study of another program, by title, and the commands that continue it."""
+    """The findings on a study of another program, in short and by title, and what continues it."""
 
     study: str
+    headline: str
     findings: dict[str, str]
     next: list[str]
     page: str

@@ -211,14 +211,18 @@ def compare(arguments: argparse.Namespace) -> None:
 
 @command(
     "show what a study of Optuna, W&B or MLflow holds, and continue it",
-    argument("source", "SOURCE", "a database URL, a SQLite file, or an exported .csv file"),
-    argument("--study", "NAME", "the name of the study, if the database holds several"),
+    argument(
+        "source",
+        "SOURCE",
+        "a database URL, a SQLite file of Optuna or MLflow, the folder wandb, or a .csv file",
+    ),
+    argument("--study", "NAME", "the study, project or experiment, if there are several"),
     argument("--trials", "N", "how many trials were requested", type=int),
     either(
-        argument("--maximize", "COLUMN", "the metric of a .csv file, if more of it is better"),
-        argument("--minimize", "COLUMN", "the same, if less of it is better"),
+        argument("--maximize", "METRIC", "of W&B, MLflow or a .csv file, if more is better"),
+        argument("--minimize", "METRIC", "the same, if less is better"),
     ),
-    argument("--params", "COLUMNS", "the hyperparameters of a .csv file, with commas between"),
+    argument("--params", "NAMES", "the hyperparameters of such a source, with commas between"),
     argument(
         *("--rename", "OLD=NEW", "the key of a config for a hyperparameter; may be repeated"),
         action="append",

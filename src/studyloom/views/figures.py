@@ -263,10 +263,14 @@ def draw_history(
     axis: Axis,
     winner: Result | None = None,
     live_trials: Collection[int] | None = None,
+    early_trials: Collection[int] = (),
 ) -> Chart | str:
     """Draws each trial at its last value, the best so far, and the winner's values on new seeds.
 
     A stroke at the edge is a trial far worse than the others, one at the bottom has no value.
+
+    Args:
+        early_trials: the numbers of trials that ended too early to say how long the axis must be.
     """
     height = 320  # pixels
     values = last_values(trials)
@@ -275,7 +279,8 @@ def draw_history(
     new_values: Mapping[str, Summary] = {}
     if winner is not None:
         new_values = winner.values_after_search(axis.metric)
-    y = _make_history_scale(axis, values.values(), new_values.values(), height)
+    late_values = [value for number, value in values.items() if number not in early_trials]
+    y = _make_history_scale(axis, late_values or values.values(), new_values.values(), height)
     outcomes = {trial.number: shown_state(trial, live_trials) for trial in trials}
     last_number = max(outcomes)
     x = make_integer_scale(0, last_number, "trial")

@@ -72,6 +72,13 @@ class Lines(ItemsBlock[str]):
     """A list of short lines."""
 
 
+@dataclass(frozen=True)
+class Code(Block):
+    """A command or a piece of Python, with a button that copies it."""
+
+    text: str
+
+
 class Facts(ItemsBlock[tuple[str, object]]):
     """Names with their values, a row each."""
 

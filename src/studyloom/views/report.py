@@ -391,6 +391,7 @@ def render_history(
     axis: Axis,
     result: Result | None = None,
     live_trials: Collection[int] | None = None,
+    early_trials: Collection[int] = (),
 ) -> Section:
     """Renders the history of the search.
 
@@ -398,9 +399,16 @@ def render_history(
         marked: the trials that are highlighted, by name.
         result: the result, whose winner has means on new seeds; None before there is one.
         live_trials: the numbers of the trials that living workers hold; None without leases.
+        early_trials: the numbers of trials that ended too early to say how long the axis must be.
     """
     figure = draw_figure(
-        figures.draw_history, trials, marked, axis, winner=result, live_trials=live_trials
+        figures.draw_history,
+        trials,
+        marked,
+        axis,
+        winner=result,
+        live_trials=live_trials,
+        early_trials=early_trials,
     )
     winner = ""
     if result is not None and result.winner.reevaluation is not None:

@@ -353,6 +353,19 @@ async function saveImage() {
   canvas.toBlob((blob) => save(blob, "report.png"));
 }
 
+// A button next to a command copies it.
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest?.("button.copy");
+  if (!button) return;
+  try {
+    await navigator.clipboard.writeText(button.previousElementSibling.textContent);
+    button.textContent = "copied";
+  } catch {
+    getSelection().selectAllChildren(button.previousElementSibling);
+    button.textContent = "selected";
+  }
+});
+
 function prepareTable() {
   if (!table()) return;
   document.querySelector(".tools").hidden = false;

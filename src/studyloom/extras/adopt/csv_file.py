@@ -114,20 +114,9 @@ class CsvFile:
             if cell:
                 filled_rows.append(row)
                 cells.append(cell)
-        if not cells:
-            return Domain(CategoricalDistribution([""]), str)
-        if all(cell.lower() in TRUTH_VALUES for cell in cells):
-            return Domain(CategoricalDistribution([False, True]), parse_truth_value)
-        if all(INTEGER.fullmatch(cell) for cell in cells):
+        if cells and all(INTEGER.fullmatch(cell) for cell in cells):
             self._check_integers(column, filled_rows)
-            integers = [int(cell) for cell in cells]
-            return Domain(IntDistribution(min(integers), max(integers)), int)
-        numbers = [number for number in map(parse_number, cells) if _is_finite(number)]
-        are_all_numbers = len(numbers) == len(cells)
-        if are_all_numbers:
-            return Domain(FloatDistribution(min(numbers), max(numbers)), float)
-        different_cells = list(dict.fromkeys(cells))  # each once, in order
-        return Domain(CategoricalDistribution(different_cells), str)
+        return choose_domain(cells)
 
     def _check_integers(self, column: str, rows: Sequence[Row]) -> None:
         """Raises DataError if one of the integers in a column is too large."""
@@ -139,6 +128,35 @@ class CsvFile:
                 problem = f"the integer {shorten(cell, MAX_INTEGER_LENGTH)} is larger than 2**53"
                 fix = "remove the column, or list the others with --params"
                 raise self.error(f"{problem}; {fix}", row.line, column)
+
+
+def choose_domain(cells: Sequence[str]) -> Domain:
+    """Decides how cells are read: as truth values, integers, floats or text.
+
+    Args:
+        cells: none of them is empty; all must be of the kind.
+    """
+    if not cells:
+        return Domain(CategoricalDistribution([""]), str)
+    if all(cell.lower() in TRUTH_VALUES for cell in cells):
+        return Domain(CategoricalDistribution([False, True]), parse_truth_value)
+    if all(_is_exact_integer(cell) for cell in cells):
+        integers = [int(cell) for cell in cells]
+        return Domain(IntDistribution(min(integers), max(integers)), int)
+    numbers = [number for number in map(parse_number, cells) if _is_finite(number)]
+    are_all_numbers = len(numbers) == len(cells)
+    if are_all_numbers:
+        return Domain(FloatDistribution(min(numbers), max(numbers)), float)
+    different_cells = list(dict.fromkeys(cells))  # each once, in order
+    return Domain(CategoricalDistribution(different_cells), str)
+
+
+def _is_exact_integer(cell: str) -> bool:
+    """Returns True if a cell holds an integer that a float can hold too.
+
+    Python refuses to read an integer of over 4,300 digits, but not as a float.
+    """
+    return INTEGER.fullmatch(cell) is not None and abs(float(cell)) <= MAX_INTEGER
 
 
 def parse_truth_value(cell: str) -> bool:

@@ -6,7 +6,7 @@ A finding is a title with a line of text.
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from statistics import quantiles
 from typing import NamedTuple
@@ -19,9 +19,10 @@ from studyloom.decisions.asha import AshaOrder, AshaPruner
 from studyloom.extras.adopt.reading import AdoptedStudy
 from studyloom.metrics import ObjectiveValue
 from studyloom.storage.standings import DONE, OPEN, OWN, UNCLAIMED, RungReport, Standing
-from studyloom.text import format_ranges, format_value, one_line, shorten_end
+from studyloom.text import format_ranges, format_value, one_line, plural, shorten_end
 from studyloom.views.words import format_parameters
 
+STATES = {"FAIL": "failed"}  # states of Optuna that are no adjective
 MAX_LENGTH = 300  # characters of a finding
 STALE_FACTOR = 3.0  # times the 95th percentile of durations, after which a running trial is stale
 STALE_SECONDS = 86400.0  # after which a running trial is stale while no trial has ended
@@ -72,22 +73,67 @@ class Promotion(NamedTuple):
     spent: int
 
 
-def describe_findings(study: AdoptedStudy, requested: int | None) -> dict[str, str]:
+@dataclass(frozen=True)
+class Evidence:
+    """Holds what is computed from the trials of a study.
+
+    Args:
+        groups: the trials that repeat a configuration, as `group_repeats` returns them.
+        luck: how far luck decides; None with too few trials, or if no float can hold it.
+        asha: the epochs of ASHA; None without learning curves.
+    """
+
+    groups: Sequence[Sequence[FrozenTrial]]
+    luck: Luck | None
+    asha: Promotion | None
+
+
+def examine(study: AdoptedStudy) -> Evidence:
+    """Computes what the trials of a study show, in seconds for thousands of trials."""
+    groups = group_repeats(study.trials)
+    return Evidence(groups, estimate_luck(study, groups), replay_asha(study))
+
+
+def make_headline(study: AdoptedStudy, evidence: Evidence) -> str:
+    """Returns the sentence that says the most important findings: trials, luck, savings."""
+    verb = "are"
+    if len(study.trials) == 1:
+        verb = "is"
+    sentences = [
+        f"{len(study.complete):,} of {plural(len(study.trials), 'trial')} {verb} complete."
+    ]
+    luck = evidence.luck
+    if luck is not None:
+        best = study.ranked[0].number
+        probability = f"{100 * luck.other:.0f}%"
+        sentences.append(
+            f"The best is trial {best}; with a probability of {probability} another one is truly "
+            "the best."
+        )
+    asha = evidence.asha
+    if asha is not None and asha.epochs < asha.spent:
+        saved = asha.spent - asha.epochs
+        sentences.append(f"ASHA would have saved {saved:,} of {asha.spent:,} epochs.")
+    return " ".join(sentences)
+
+
+def describe_findings(
+    study: AdoptedStudy, evidence: Evidence, requested: int | None
+) -> dict[str, str]:
     """Puts into words what the trials of a study show, by title.
 
     Args:
         requested: how many trials were requested; None if that is unknown.
     """
-    groups = group_repeats(study.trials)
     findings = {
         "trials": _describe_trials(study),
         "best": _describe_best(study),
         "stale": _describe_stale(study),
         "surplus": _describe_surplus(len(study.trials), requested),
-        "repeated": _describe_repeated(groups),
+        "repeated": _describe_repeated(evidence.groups),
         "failed": _describe_failed(study),
-        "luck": _describe_luck(study, groups),
-        "pruner=asha": _describe_asha(study),
+        "luck": _describe_luck(study, evidence.luck),
+        "pruner=asha": _describe_asha(evidence.asha),
     }
     return {title: shorten_end(one_line(line), MAX_LENGTH) for title, line in findings.items()}
 
@@ -95,7 +141,9 @@ def describe_findings(study: AdoptedStudy, requested: int | None) -> dict[str, s
 def _describe_trials(study: AdoptedStudy) -> str:
     """Counts the trials by state."""
     count = len(study.trials)
-    states = Counter(trial.state.name.lower() for trial in study.trials)
+    states = Counter(
+        STATES.get(trial.state.name, trial.state.name.lower()) for trial in study.trials
+    )
     shares = []
     for state, count_of_state in states.items():
         shares.append(f"{count_of_state} {state} ({100 * count_of_state / count:.0f}%)")
@@ -112,7 +160,10 @@ def _describe_best(study: AdoptedStudy) -> str:
         return "no trial is complete, with a finite value and all constraints satisfied"
     best = study.ranked[0]
     value = f"{study.metric} {format_value(best.values[0])}"
-    return f"{value}, trial {best.number}: {format_parameters(best.params)}"
+    trial = f"trial {best.number}"
+    if study.run_names:
+        trial += f" (run {study.run_names[best.number]})"
+    return f"{value}, {trial}: {format_parameters(best.params)}"
 
 
 def _describe_stale(study: AdoptedStudy) -> str:
@@ -154,11 +205,10 @@ def _describe_failed(study: AdoptedStudy) -> str:
     return "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(MAX_REASONS))
 
 
-def _describe_luck(study: AdoptedStudy, groups: Sequence[Sequence[FrozenTrial]]) -> str:
+def _describe_luck(study: AdoptedStudy, luck: Luck | None) -> str:
     """Formats the probability that another trial is truly the best."""
     if len(study.ranked) < MIN_TRIALS:
         return "unknown with so few complete trials"
-    luck = estimate_luck(study, groups)
     if luck is None:
         return "unknown, since the values differ by too much for a float"
     return (
@@ -168,9 +218,8 @@ def _describe_luck(study: AdoptedStudy, groups: Sequence[Sequence[FrozenTrial]])
     )
 
 
-def _describe_asha(study: AdoptedStudy) -> str:
+def _describe_asha(asha: Promotion | None) -> str:
     """Formats the epochs that ASHA would have spent."""
-    asha = replay_asha(study)
     if asha is None:
         return "unknown, since no learning curves are stored"
     return (

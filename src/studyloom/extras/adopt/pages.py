@@ -6,17 +6,30 @@ import re
 import shlex
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
 
 from studyloom.commands.options import print_json
 from studyloom.config.trust import SEARCHABLE_SECTIONS
 from studyloom.errors import ConfigError
-from studyloom.extras.adopt.findings import MAX_LENGTH, describe_findings
-from studyloom.extras.adopt.reading import AdoptedStudy, read_csv, read_database
+from studyloom.extras.adopt.findings import (
+    MAX_LENGTH,
+    describe_findings,
+    examine,
+    make_headline,
+)
+from studyloom.extras.adopt.reading import (
+    AdoptedStudy,
+    find_runs,
+    read_csv,
+    read_database,
+    read_runs,
+)
 from studyloom.text import format_ranges, one_line, shorten_end
 from studyloom.views import page
 from studyloom.views.advice import explain_basis, explain_no_importances
@@ -24,7 +37,7 @@ from studyloom.views.charts import Axis, Block
 from studyloom.views.importances import Importances, compare_values, rate_hyperparameters
 from studyloom.views.page import Head, Section, make_section
 from studyloom.views.report import render_curves, render_history
-from studyloom.views.terminal import make_console
+from studyloom.views.terminal import make_console, say
 
 MAX_DRAWN = 2000  # trials that are drawn, the best among them
 FIRST_TRIALS = 3  # the number of the best configurations that the next search tries first
@@ -42,16 +55,51 @@ def adopt(arguments: Any) -> None:
     with warnings.catch_warnings():  # Optuna warns of choices such as lists, and accepts them
         warnings.simplefilter("ignore", UserWarning)
         study = read_study(arguments)
-    findings = describe_findings(study, arguments.trials)
+    evidence = examine(study)
+    headline = shorten_end(one_line(make_headline(study, evidence)), MAX_LENGTH)
+    findings = describe_findings(study, evidence, arguments.trials)
     steps = next_steps(study, renames)
     path = arguments.page
-    page.write_page(path, render(study, findings, steps))
+    page.write_page(path, render(study, headline, findings, steps))
     if arguments.json:
-        print_json({"study": study.name, "findings": findings, "next": steps, "page": str(path)})
+        document = {
+            "study": study.name,
+            "headline": headline,
+            "findings": findings,
+            "next": [step.text for step in steps],
+            "page": str(path),
+        }
+        print_json(document)
         return
-    finding_lines = [f"{title:{TITLE_WIDTH}}{finding}" for title, finding in findings.items()]
-    for line in [study.name, *finding_lines, "", *steps, "", str(path)]:
-        make_console().print(one_line(line), soft_wrap=True)
+    console = make_console()
+    print_adopted(console, study.name, headline, findings, steps)
+    say(console, one_line(str(path)))
+
+
+def print_adopted(
+    console: Console,
+    name: str,
+    headline: str,
+    findings: Mapping[str, str],
+    steps: Sequence["Step"],
+) -> None:
+    """Prints what a study shows: the headline, the findings by title, and how to continue.
+
+    Sentences are broken between words; code stays as it is, so that it can be copied.
+    """
+    say(console, one_line(name))
+    say(console, headline, "bold")
+    console.print()
+    for title, finding in findings.items():
+        say(console, f"{title:{TITLE_WIDTH}}{finding}", indent=TITLE_WIDTH)
+    console.print()
+    for step in steps:
+        if step.is_code:
+            say(console, f"{step.title}:")
+            console.print(step.text, soft_wrap=True)
+        else:
+            say(console, step.text)
+        console.print()
 
 
 def parse_renames(pairs: Sequence[str]) -> dict[str, str]:
@@ -76,27 +124,46 @@ def parse_renames(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def read_study(arguments: Any) -> AdoptedStudy:
-    """Reads the study that the arguments of the command name: a database, or a CSV file."""
-    if not arguments.source.lower().endswith(".csv"):
-        return read_database(arguments.source, arguments.study)
+    """Reads the study that the arguments of the command name, whichever program has stored it."""
+    metric = arguments.maximize or arguments.minimize
+    sign = -1
     if arguments.maximize:
         sign = 1
-        metric = arguments.maximize
-    else:
-        sign = -1
-        metric = arguments.minimize
-    if metric is None:
-        raise ConfigError("a CSV file needs --maximize COLUMN or --minimize COLUMN")
-    columns = []
+    names: list[str] = []
     if arguments.params is not None:
-        columns = [name for name in arguments.params.split(",") if name]
-        if not columns:
+        names = [name for name in arguments.params.split(",") if name]
+        if not names:
             raise ConfigError("--params must name columns, with commas between; got none")
-    return read_csv(Path(arguments.source), metric, sign, columns)
+    if arguments.source.lower().endswith(".csv"):
+        if metric is None:
+            raise ConfigError("a CSV file needs --maximize COLUMN or --minimize COLUMN")
+        return read_csv(Path(arguments.source), metric, sign, names)
+    runs = find_runs(arguments.source)
+    if runs is not None:
+        return read_runs(runs, arguments.study, metric, sign, names)
+    return read_database(arguments.source, arguments.study)
 
 
-def next_steps(study: AdoptedStudy, renames: Mapping[str, str]) -> list[str]:
-    """Returns two commands that continue a study, and lines about what they leave out.
+@dataclass(frozen=True)
+class Step:
+    """A command or call that continues a study, or a note on what they leave out.
+
+    Args:
+        text: the code, or the sentence of a note.
+        title: what the code does, without a final mark; empty for a note.
+    """
+
+    text: str
+    title: str = ""
+
+    @property
+    def is_code(self) -> bool:
+        """True for code, which stays as it is; False for a sentence."""
+        return bool(self.title)
+
+
+def next_steps(study: AdoptedStudy, renames: Mapping[str, str]) -> list[Step]:
+    """Returns two commands that continue a study, and notes on what they leave out.
 
     The first command runs a study of a network or custom loop, and the second calls `sl.search`
     with the Optuna objective. Both try the best configurations first. The first one is left out if
@@ -112,26 +179,29 @@ def next_steps(study: AdoptedStudy, renames: Mapping[str, str]) -> list[str]:
     keys = _map_config_keys(best_trials, renames)
     valid_keys = {name: key for name, key in keys.items() if is_config_key(key)}
     steps = []
+    override = None
     if study.source is not None and not renames:  # a warm start takes the names as they are stored
         override = f"study.warm_start=[{json.dumps(study.source)}]"
-        steps.append(f"python -m studies.NAME {shlex.quote(override)}")
     elif valid_keys:
         override = f"study.enqueue=[{','.join(_format_configurations(best_trials, valid_keys))}]"
-        steps.append(f"python -m studies.NAME {shlex.quote(override)}")
-    steps.append(_search_call(study, best_trials))
+    if override is not None:
+        command = f"python -m studies.NAME {shlex.quote(override)}"
+        steps.append(Step(command, "Continue in a study module, which studyloom new writes"))
+    title = "Continue with an objective or a training loop in Python"
+    steps.append(Step(_search_call(study, best_trials), title))
 
     invalid_names = [one_line(name) for name in keys if name not in valid_keys]
     if invalid_names:
         names = shorten_end(", ".join(invalid_names), MAX_LENGTH)
         fix = "name it with --rename OLD=optimizer.lr"
-        steps.append(f"no key of a config is called {names}; {fix}")
+        steps.append(Step(f"no key of a config is called {names}; {fix}"))
     omitted_numbers = []
     for trial in study.ranked[:FIRST_TRIALS]:
         if not has_written_form(trial):
             omitted_numbers.append(trial.number)
     if omitted_numbers:
         numbers = format_ranges(sorted(omitted_numbers))
-        steps.append(f"left out, since a choice is NaN or infinite: trials {numbers}")
+        steps.append(Step(f"left out, since a choice is NaN or infinite: trials {numbers}"))
     return steps
 
 
@@ -155,12 +225,14 @@ def _map_config_keys(trials: Sequence[FrozenTrial], renames: Mapping[str, str]) 
 
 def _search_call(study: AdoptedStudy, best_trials: Sequence[FrozenTrial]) -> str:
     """Returns the Python call that searches an objective, and tries the best trials first."""
-    configurations = [trial.params for trial in best_trials]
-    enqueued = ""
-    if configurations:
-        enqueued = f', study={{"enqueue": {configurations!r}}}'
     trials = max(len(study.trials), 1)
-    return f"sl.search(objective, trials={trials}, {study.direction}={study.metric!r}{enqueued})"
+    arguments = f"objective, trials={trials}, {study.direction}={study.metric!r}"
+    if not best_trials:
+        return f"sl.search({arguments})"
+    lines = ["sl.search(", f"    {arguments},", "    study={'enqueue': ["]
+    lines += [f"        {trial.params!r}," for trial in best_trials]
+    lines += ["    ]},", ")"]
+    return "\n".join(lines)
 
 
 def has_written_form(trial: FrozenTrial) -> bool:
@@ -206,10 +278,13 @@ def _format_configurations(trials: Sequence[FrozenTrial], keys: Mapping[str, str
     return configurations
 
 
-def render(study: AdoptedStudy, findings: Mapping[str, str], steps: Sequence[str]) -> str:
+def render(
+    study: AdoptedStudy, headline: str, findings: Mapping[str, str], steps: Sequence[Step]
+) -> str:
     """Renders the report of a study as HTML.
 
     Args:
+        headline: the most important findings in a sentence.
         findings: what the trials show, by title.
         steps: the commands that continue the study.
     """
@@ -224,15 +299,40 @@ def render(study: AdoptedStudy, findings: Mapping[str, str], steps: Sequence[str
     bars: Block = page.Bars([*importances.shares.items()])
     if not importances.shares:
         bars = page.Absent(explain_no_importances(importances))
+    early_trials = _find_early_trials(trials)
     sections = [
-        Section("continue", "Continue", [page.Lines(steps)]),
-        render_history(trials, marked_trials, axis),
+        Section("continue", "Continue the study", _list_steps(steps)),
+        render_history(trials, marked_trials, axis, early_trials=early_trials),
         render_curves(trials, marked_trials, axis),
         make_section("importances", [bars], basis=explain_basis(importances)),
     ]
-    sentence = f"What the trials of this study show. {findings['trials']}."
-    head = Head(study.name, sentence, [page.Facts([*findings.items()])])
+    head = Head(study.name, headline, [page.Facts([*findings.items()])])
     return page.render_report(head, sections)
+
+
+def _list_steps(steps: Sequence[Step]) -> list[Block]:
+    """Returns the blocks of the steps: code below its title, and then the notes."""
+    blocks: list[Block] = []
+    for step in steps:
+        if step.is_code:
+            blocks.append(page.Paragraph(f"{step.title}:"))
+            blocks.append(page.Code(step.text))
+    notes = [step.text for step in steps if not step.is_code]
+    if notes:
+        blocks.append(page.Lines(notes))
+    return blocks
+
+
+def _find_early_trials(trials: Sequence[FrozenTrial]) -> set[int]:
+    """Returns the numbers of the trials that were pruned at their first report.
+
+    Their values are those of an untrained model, which would squeeze all others together.
+    """
+    early = set()
+    for trial in trials:
+        if trial.state == TrialState.PRUNED and len(trial.intermediate_values) <= 1:
+            early.add(trial.number)
+    return early
 
 
 def _choose_drawn_trials(study: AdoptedStudy) -> list[FrozenTrial]:

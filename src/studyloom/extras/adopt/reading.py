@@ -2,6 +2,7 @@
 
 A database of Optuna is read completely, a SQLite file read-only, so that it does not change. CSV
 files exported by W&B and MLflow hold a row for each run, with its hyperparameters and last values.
+W&B's folder and MLflow's SQLite file have the learning curves too.
 """
 
 import math
@@ -16,6 +17,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.errors import StorageError
 from studyloom.extras.adopt.csv_file import CsvFile, Domain, Row, read_csv_file
+from studyloom.extras.adopt.mlflow_database import MlflowDatabase
+from studyloom.extras.adopt.tracked_runs import make_trial, make_trials
+from studyloom.extras.adopt.wandb_folder import WandbFolder, read_wandb_folder
 from studyloom.metrics import Direction
 from studyloom.storage import cells, sql
 from studyloom.storage.connections import untrusted
@@ -35,8 +39,6 @@ RUN_COLUMNS = {
 }
 PARAMS = "params."  # begins MLflow's columns of hyperparameters
 STATES = ("state", "status")  # the columns of a run's state
-UNFINISHED = ("running", "pending", "scheduled")  # states of a run that has not ended
-FINISHED = ("finished", "")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class AdoptedStudy:
         trials: all trials, by number.
         source: the study as `study.warm_start` takes it, without a password; None if that cannot
             read it.
+        run_names: the name of each trial's run in a tracker; empty for another program.
     """
 
     name: str
@@ -56,10 +59,11 @@ class AdoptedStudy:
     sign: int
     trials: Sequence[FrozenTrial]
     source: str | None = None
+    run_names: Sequence[str] = ()
 
     @property
     def direction(self) -> Direction:
-        """Whether the value is maximized or minimized, as Optuna calls it."""
+        """The direction of the value, as Optuna calls it."""
         if self.sign > 0:
             return "maximize"
         return "minimize"
@@ -137,6 +141,50 @@ def _read_study(storage: BaseStorage, name: str | None, url: str | None) -> Adop
     return AdoptedStudy(name, objective.name, objective.sign, trials, source)
 
 
+def read_runs(
+    source: WandbFolder | MlflowDatabase,
+    name: str | None,
+    metric: str | None,
+    sign: int,
+    names: Sequence[str] = (),
+) -> AdoptedStudy:
+    """Reads the runs of a project of W&B, or of an experiment of MLflow.
+
+    Args:
+        name: the project or experiment; None for the only one.
+        metric: the metric that is optimized; its last value is the value of a trial.
+        names: the settings that are hyperparameters. If it is empty, they are those that differ
+            between runs.
+
+    Raises:
+        ConfigError: no metric is named.
+        DataError: there is no such project, experiment, metric or setting, or no file can be read.
+    """
+    chosen_name, chosen_metric, runs = source.choose_runs(name, metric, names)
+    trials = make_trials(runs, chosen_metric, names)
+    run_names = [run.name for run in runs]
+    return AdoptedStudy(chosen_name, chosen_metric, sign, trials, run_names=run_names)
+
+
+def find_runs(source: str) -> WandbFolder | MlflowDatabase | None:
+    """Returns what holds the runs of a tracker: W&B's folder, or MLflow's SQLite file.
+
+    None for the database of another program.
+
+    Raises:
+        DataError: it is a folder without runs of W&B.
+    """
+    path = Path(source)
+    if source.startswith("sqlite:"):
+        path = Path(str(parse_url(source).database))
+    if path.is_dir():
+        return read_wandb_folder(path)
+    database = MlflowDatabase(path)
+    if database.is_present():
+        return database
+    return None
+
+
 def read_csv(path: Path, metric: str, sign: int, names: Sequence[str] = ()) -> AdoptedStudy:
     """Reads the runs of an exported CSV file.
 
@@ -159,7 +207,7 @@ def read_csv(path: Path, metric: str, sign: int, names: Sequence[str] = ()) -> A
     domains = {name: file.domain(column) for name, column in columns.items()}
     trials = []
     for number, row in enumerate(file.rows):
-        trial = _make_trial(number, _read_state(file, row), values[number], metric)
+        trial = make_trial(number, _read_state(file, row), values[number], metric)
         _set_params(trial, row, positions, domains)
         trials.append(trial)
     return AdoptedStudy(path.stem, metric, sign, trials)
@@ -210,47 +258,6 @@ def _map_columns_by_param(
             fix = "list the columns of hyperparameters with --params"
             raise file.error(f"{problem}; {fix}", line=1, column=column)
     return by_name
-
-
-def _make_trial(number: int, state: str, value: float | None, metric: str) -> FrozenTrial:
-    """Returns the trial of a run, without its hyperparameters and times.
-
-    A run that finished without a value counts as failed.
-
-    Args:
-        state: the state of the run in the file; empty if the file does not say it.
-        value: the value of the metric; None if the file has none.
-        metric: the name of the metric, for the reason of a failure.
-    """
-    final_value = None
-    attributes = {}
-    if state.lower() in UNFINISHED:
-        trial_state = TrialState.RUNNING
-    elif state.lower() not in FINISHED:  # such as crashed
-        trial_state = TrialState.FAIL
-        attributes["fail_reason"] = state
-    elif value is None:
-        trial_state = TrialState.FAIL
-        attributes["fail_reason"] = f"no {metric} is stored"
-    elif math.isnan(value):
-        trial_state = TrialState.FAIL
-        attributes["fail_reason"] = f"{metric} is NaN"
-    else:
-        trial_state = TrialState.COMPLETE
-        final_value = value
-    return FrozenTrial(
-        number=number,
-        state=trial_state,
-        value=final_value,
-        datetime_start=None,
-        datetime_complete=None,
-        params={},
-        distributions={},
-        user_attrs={},
-        system_attrs=attributes,
-        intermediate_values={},
-        trial_id=number,
-    )
 
 
 def _set_params(
