@@ -40,11 +40,12 @@ DOCS = ".github/site/docs"
 BUILD = ROOT / "build" / "site"
 # Documents of the site that the repository has elsewhere, for GitHub.
 ELSEWHERE = {
-    "README.md": "index.md",
     "studies/README.md": "examples.md",
     ".github/SECURITY.md": "security.md",
     ".github/CHANGELOG.md": "changelog.md",
 }
+HOME = {"README.md": "index.md"}  # a link to it leads to the home page, which has other words
+OUTPUTS = SOURCES / "outputs"  # what commands print, by `scripts/screenshots.py site RUNS --write`
 LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)|(?<=src=)\"([^\"]+)\"")
 
 
@@ -61,7 +62,24 @@ def commands_page() -> str:
     parser = make_parser()
     texts = [("studyloom", parser)]
     texts += [(f"studyloom {name}", command) for name, command in parser.commands.items()]
-    return "\n".join(f"## {name}\n\n```text\n{each.format_help()}```\n" for name, each in texts)
+    return "\n".join(f"## {name}\n\n{describe_command(name, each)}" for name, each in texts)
+
+
+def describe_command(name: str, command: argparse.ArgumentParser) -> str:
+    """Returns the help of a command, and what it prints for a study of digits if that is stored."""
+    text = f"```text\n{command.format_help()}```\n"
+    output = OUTPUTS / f"{name.removeprefix('studyloom ')}.txt"
+    if output.exists():
+        text += f"\nFor example:\n\n```text\n{output.read_text()}```\n"
+    return text
+
+
+def why_page() -> str:
+    """The section of the README that compares studyloom with Optuna, for the home page."""
+    text = moved("README.md")
+    _, _, rest = text.partition("\n## Why not plain Optuna?\n")
+    section, _, _ = rest.partition("\n## ")
+    return section.strip()
 
 
 def study_options_page() -> str:
@@ -72,20 +90,58 @@ def study_options_page() -> str:
 
 
 def python_page() -> str:
-    """A directive of mkdocstrings for each public name: functions, classes, then errors."""
+    """A table of all public names with their first sentence, and a link to the page of each."""
     lines = []
     for module in (studyloom, studyloom.data):
-        lines += [f"## {module.__name__}", ""]
-        names = [name for name in module.__all__ if name != "__version__"]
-        lines += [directive(module, name) for name in sorted(names, key=partial(kind_of, module))]
+        lines += [f"## {module.__name__}", "", "| name | |", "|---|---|"]
+        for name in public_names(module):
+            docstring = inspect.getdoc(member(module, name)) or ""
+            summary = " ".join(docstring.partition("\n\n")[0].split()).replace("|", "\\|")
+            link = f"[`{name}`]({python_page_of(module, name).removeprefix('reference/')})"
+            lines.append(f"| {link} | {summary} |")
+        lines.append("")
     return "\n".join(lines)
+
+
+def public_names(module: ModuleType) -> list[str]:
+    """Returns the public names of a module: `search`, functions, classes, errors, modules."""
+    names = [name for name in module.__all__ if name != "__version__"]
+    return sorted(names, key=lambda name: (name != "search", kind_of(module, name)))
+
+
+def python_page_of(module: ModuleType, name: str) -> str:
+    """Returns the place on the site of the page of a public name."""
+    folder = "reference/python"
+    if module is studyloom.data:
+        folder += "/data"
+    return f"{folder}/{name}.md"
+
+
+def write_python_pages(docs: Path) -> str:
+    """Writes a page for each public name, and returns their entries in the navigation."""
+    entries = ['{ "All names" = "reference/python.md" }']
+    for module in (studyloom, studyloom.data):
+        for name in public_names(module):
+            place = python_page_of(module, name)
+            path = docs / place
+            path.parent.mkdir(parents=True, exist_ok=True)
+            title = f"{module.__name__}.{name}"
+            path.write_text(f"# {title}\n\n{directive(module, name)}")
+            label = title.removeprefix("studyloom.")
+            entries.append(f'{{ "{label}" = "{place}" }}')
+    return ", ".join(entries)
 
 
 def kind_of(module: ModuleType, name: str) -> int:
     """Returns the place of the kind of a name: function, class, error, module."""
     value = member(module, name)
-    is_error = inspect.isclass(value) and issubclass(value, BaseException)
-    return 3 if inspect.ismodule(value) else 2 if is_error else 1 if inspect.isclass(value) else 0
+    if inspect.ismodule(value):
+        return 3
+    if not inspect.isclass(value):
+        return 0
+    if issubclass(value, BaseException):
+        return 2
+    return 1
 
 
 def member(module: ModuleType, name: str) -> object:
@@ -95,13 +151,15 @@ def member(module: ModuleType, name: str) -> object:
 
 def directive(module: ModuleType, name: str) -> str:
     """Returns the directive for a name; for a submodule only its own docstring."""
-    value, path, options = member(module, name), f"{module.__name__}.{name}", {}
+    value = member(module, name)
+    path = f"{module.__name__}.{name}"
+    options = {"show_root_heading": "false", "heading_level": "2"}
     if inspect.ismodule(value):
         options["members"] = "false"
     elif importlib.util.find_spec(path) is not None:  # a function named as its module
-        path, options["heading"] = f"{path}.{name}", path
+        path = f"{path}.{name}"
     listed = "".join(f"      {key}: {value}\n" for key, value in options.items())
-    return f"::: {path}\n" + (f"    options:\n{listed}" if options else "")
+    return f"::: {path}\n    options:\n{listed}"
 
 
 def environment_page() -> str:
@@ -163,9 +221,11 @@ GENERATED = {
     "study-options": study_options_page,
     "python": python_page,
     "environment": environment_page,
+    "why": why_page,
     "documents": documents_page,
 }
 MARK = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
+PYTHON_ENTRY = '{ "Python API" = "reference/python.md" }'  # in the navigation
 
 
 def generated(text: str) -> str:
@@ -176,7 +236,9 @@ def generated(text: str) -> str:
 def place_of(name: str) -> str | None:
     """Returns the place on the site of a file of the repository; None if it has none."""
     inside = name.startswith(f"{DOCS}/")
-    return name.removeprefix(f"{DOCS}/") if inside else ELSEWHERE.get(name)
+    if inside:
+        return name.removeprefix(f"{DOCS}/")
+    return (ELSEWHERE | HOME).get(name)
 
 
 def moved(source: str) -> str:
@@ -211,11 +273,14 @@ def copy_sources() -> None:
     pages = [str(path.relative_to(ROOT)) for path in (SOURCES / "docs").rglob("*.md")]
     for source in (*pages, *ELSEWHERE):
         (BUILD / "docs" / str(place_of(source))).write_text(generated(moved(source)))
+    config = BUILD / "zensical.toml"
+    entries = write_python_pages(BUILD / "docs")
+    text = config.read_text().replace(PYTHON_ENTRY, f'{{ "Python API" = [{entries}] }}', 1)
     urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("urls", {})
     if "Repository" in urls:
-        config = BUILD / "zensical.toml"
         line = f'repo_url = "{urls["Repository"]}"'
-        config.write_text(config.read_text().replace("[project]", f"[project]\n{line}", 1))
+        text = text.replace("[project]", f"[project]\n{line}", 1)
+    config.write_text(text)
 
 
 def main() -> int:

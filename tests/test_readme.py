@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
@@ -208,6 +209,25 @@ def test_the_samples_are_those_that_the_documents_name():
     }
     listed = {row[0] for row in table(PAPERS["studies/README.md"], "file", "for `runs/`", "origin")}
     assert named <= listed == {path.name for path in (ROOT / "studies/samples").iterdir()}
+
+
+def test_the_tutorial_has_the_first_program_of_the_readme():
+    """It runs as it stands: `test_cells.py` executes that of the README."""
+    first, _ = blocks(PAPERS[f"{SITE}/tutorial.md"], "python")
+    assert first == blocks(PAPERS["README.md"], "python")[0]
+
+
+def test_the_readme_has_one_picture_at_full_width():
+    (image,) = re.findall(r"<img .*?>", PAPERS["README.md"])
+    assert 'width="100%"' in image
+    assert len(PAPERS["README.md"].splitlines()) <= 150
+
+
+def test_the_titles_of_figures_are_those_of_the_report():
+    sections = tomllib.loads((ROOT / "src/studyloom/assets/report/sections.toml").read_text())
+    titles = {section.get("title", "") for section in sections.values()}
+    rows = table(PAPERS[f"{SITE}/guides/report.md"], "figure", "what it shows", "look for")
+    assert {title for title, _, _ in rows} <= titles
 
 
 @pytest.mark.chaos

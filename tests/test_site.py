@@ -55,14 +55,27 @@ def test_the_reference_has_all_that_the_code_has(site):
     assert re.findall(r"^## studyloom (\w+)$", site.commands_page(), re.MULTILINE) == commands
     python = site.python_page()
     for module in (studyloom, studyloom.data):
-        for name in {*module.__all__} - {"__version__"}:
-            assert re.search(rf"{module.__name__}\.{name}$", python, re.MULTILINE), name
+        names = site.public_names(module)
+        assert {*names} == {*module.__all__} - {"__version__"}
+        for name in names:
+            assert f"[`{name}`](" in python
+            assert f"::: {module.__name__}.{name}" in site.directive(module, name)
     variables = [each.name for each in environment.PUBLIC]
     assert re.findall(r"^\| `(\w+)`", site.environment_page(), re.MULTILINE) == variables
     documents, _, objects = site.documents_page().partition("| object ")
     first_cells = re.findall(r"^\| (`.+?`) \|", documents, re.MULTILINE)
     assert {*re.findall(r"\w+", " ".join(first_cells))} == {*DOCUMENTS}
     assert re.search(r"^\| `workers` \| `owner` `trial` ", objects, re.MULTILINE)
+
+
+def test_each_public_name_has_a_page_and_search_is_the_first(site, tmp_path):
+    entries = site.write_python_pages(tmp_path)
+    assert site.PYTHON_ENTRY in (ROOT / ".github/site/zensical.toml").read_text()
+    assert re.findall(r'"([\w.]+)" = ', entries)[0] == "search"
+    listed = re.findall(r'"(reference/python/[\w/]+\.md)"', entries)
+    written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.md")}
+    assert written == {*listed}
+    assert "reference/python/search.md" in written
 
 
 def test_a_copied_document_keeps_its_links(site, tmp_path, monkeypatch):
@@ -133,14 +146,21 @@ def test_every_page_fits_its_window_without_errors(served_site, page, width, sch
         ("study.warm_start", "guides/search/#warm-starts"),
         ("studyloom replay", "reference/command-line/#studyloom-replay"),
         ("already exists with a different definition", "troubleshooting/#frequent-errors"),
+        ("learning rate", "guides/training/#learning-rate"),
+        ("early stopping", "guides/which-sampler/#early-stopping-which-pruner"),
+        ("gpu", "guides/gpus/"),
+        ("resume", "guides/what-happens-if/#resume"),
+        ("lightning", "guides/lightning-hugging-face/#lightning"),
     ],
 )
-def test_the_search_box_finds_a_key_a_command_and_an_error(served_site, page, words, target):
+def test_the_search_box_finds_keys_commands_errors_and_topics(served_site, page, words, target):
     page.goto(served_site)
     page.locator(".md-search__button").click()
     page.keyboard.type(words)
-    path, anchor = target.split("#")
-    ends = f"[href*='{served_site}{path}?'][href$='#{anchor}']"
+    path, _, anchor = target.partition("#")
+    ends = f"[href*='{served_site}{path}?']"
+    if anchor:
+        ends += f"[href$='#{anchor}']"
     page.locator(f"a:is([aria-posinset='1'], [aria-posinset='2']){ends}").click()
-    page.locator(f"[id='{anchor}']").wait_for()
+    page.locator(f"[id='{anchor}']" if anchor else "h1").wait_for()
     assert page.seen == []
