@@ -61,9 +61,8 @@ def test_without_an_interval_it_is_not_known_whether_a_gain_is_real():
         f"{unknown}the winner was chosen by"
     )
     lone = result_of(winner={"trial": 4}, test={"winner": {"mean": 0.97}})
-    assert (
-        judge(lone) == "How large the gain is is not known: there is no baseline to compare with."
-    )
+    for result in (lone, result_of(winner={"trial": 4, "mean": 0.9, "values": (0.9,)})):
+        assert judge(result) == "No gain is known: there is no baseline to compare the winner with."
 
 
 COMPARISON = {"trial": 4, "gain": 0.04, "error": 0.01, "margin": 0.02, "chosen": False, "seeds": 3}
@@ -127,28 +126,33 @@ def test_the_best_of_a_search_that_has_ended_is_partly_luck():
 
 
 TRIALS = [trial_of(0.5, params={"model": "cnn", "adamw.lr": 0.1, "sgd.lr": 0.2, "width": 3})]
+RUNNING = replace(snapshot_of(free=3), trials=TRIALS)
+ENDED = replace(snapshot_of(free=0), trials=TRIALS)
 SHARES = {"adamw.lr": 0.47, "model": 0.27, "width": 0.16, "sgd.lr": 0.1}
 
 
 def test_hyperparameters_that_stand_out_are_named_by_their_importance():
-    def say(*outstanding):
+    def say(*outstanding, snapshot=ENDED):
         importances = Importances(SHARES, 40, 1, frozenset(outstanding))
-        return describe_importances(importances, TRIALS)
+        return describe_importances(importances, snapshot)
 
-    assert say("adamw.lr") == "Adamw learning rate mattered most (47%)."
+    for snapshot in (ENDED, RUNNING):
+        assert say("adamw.lr", snapshot=snapshot) == "Adamw learning rate mattered most (47%)."
     named = "Adamw learning rate mattered most (47%), then model (27%) and width (16%)."
     assert say("model", "adamw.lr", "width", "sgd.lr") == named
+    assert say(snapshot=RUNNING) == ""
     assert say() == (
         "No hyperparameter clearly matters: adamw learning rate has the largest share, 47%, which "
         "chance may explain."
     )
 
 
-def test_nothing_is_said_without_a_value_or_of_a_single_hyperparameter():
-    assert describe_importances(Importances(), TRIALS) == ""
-    assert describe_importances(Importances({"width": 1.0}, 40), TRIALS) == ""
+def test_a_search_that_has_ended_with_few_trials_says_how_many_are_needed():
     few = "Which hyperparameters matter shows from 20 trials with a value on; 9 have one."
-    assert describe_importances(Importances(compared=9), TRIALS) == few
+    assert describe_importances(Importances(compared=9), ENDED) == few
+    assert describe_importances(Importances(compared=9), RUNNING) == ""
+    assert describe_importances(Importances(), ENDED) == ""
+    assert describe_importances(Importances({"width": 1.0}, 40), ENDED) == ""
 
 
 def test_a_line_says_why_optuna_dashboard_shows_other_numbers():
@@ -175,6 +179,8 @@ def test_the_sentence_counts_the_trials_at_the_end():
         "19 of 46 trials and 4 of the best 5 lie at the upper end of adamw learning rate, 1e-4 to "
         "1e-2: widen it, in a study of another name."
     )
+    all_best = replace(narrow(), best_at_end=5)
+    assert "19 of 46 trials and all of the best 5 lie" in describe_narrow_range(all_best, names)
 
 
 TREE = {

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from optuna.distributions import IntDistribution
-from optuna.trial import FrozenTrial
 
 from studyloom.storage.attributes import SPACE
 from studyloom.storage.command_record import StoredCommand
@@ -32,6 +31,7 @@ from studyloom.winner.result import Candidate, Comparison, Result, Scores
 
 MOST_NAMED = 3  # hyperparameters that mattered
 SEEDS_OF_INTERVAL = 3  # new seeds without which a lead has no interval
+NO_BASELINE = "No gain is known: there is no baseline to compare the winner with."
 ENDS = {"low": "lower", "high": "upper"}
 
 
@@ -71,7 +71,7 @@ def list_search_advice(
 ) -> list[Advice]:
     """Returns the sentences that need no result: what mattered, and which range is too narrow."""
     advice = []
-    matters = describe_importances(importances, snapshot.trials)
+    matters = describe_importances(importances, snapshot)
     if matters:
         advice.append(Advice(matters))
     narrow_range = find_narrow_range(snapshot.trials, stored.sign, importances)
@@ -103,6 +103,8 @@ def judge_gain(result: Result | None, snapshot: Snapshot, sign: int) -> str:
         sentences.append(_judge_test(result.test, sign))
     elif result.comparison is not None:
         sentences.append(_judge_comparison(result.comparison))
+    else:
+        sentences.append(NO_BASELINE)
     lead = _judge_lead(result, sign)
     if lead:
         sentences.append(lead)
@@ -145,7 +147,7 @@ def _judge_test(test: Scores, sign: int) -> str:
     """Says whether the difference to the baseline on the test set is more than chance."""
     difference = test.difference
     if difference is None:
-        return "How large the gain is is not known: there is no baseline to compare with."
+        return NO_BASELINE
     if test.selected:
         return (
             "Whether the gain over the baseline is real is not known: the winner was chosen by the "
@@ -225,20 +227,22 @@ def _format_candidate(candidate: Candidate) -> str:
 # Hyperparameters that mattered
 
 
-def describe_importances(importances: Importances, trials: Sequence[FrozenTrial]) -> str:
+def describe_importances(importances: Importances, snapshot: Snapshot) -> str:
     """Says which hyperparameters mattered, or how many trials are needed to know it.
 
     Returns:
-        Empty before a trial has a value, and for a single hyperparameter.
+        Empty for a single hyperparameter, and while the search runs unless some stand out.
     """
-    if importances.compared == 0 or len(importances.shares) == 1:
+    if len(importances.shares) == 1:
         return ""
-    if not importances.shares:
-        return explain_no_importances(importances)
-    plain_names = name_plainly(collect_names(trials))
+    plain_names = name_plainly(collect_names(snapshot.trials))
     named = [name for name in importances.shares if name in importances.outstanding]
     if named:
         return f"{begin_sentence(_join_shares(named[:MOST_NAMED], importances, plain_names))}."
+    if snapshot.left > 0 or importances.compared == 0:
+        return ""
+    if not importances.shares:
+        return explain_no_importances(importances)
     first = next(iter(importances.shares))
     share = format_share(importances.shares[first])
     return (
@@ -306,10 +310,12 @@ def describe_narrow_range(narrow_range: NarrowRange, names: Sequence[str]) -> st
     name = name_plainly([*names, narrow_range.name])[narrow_range.name]
     end = ENDS[narrow_range.end]
     values = describe_values(narrow_range.distribution)
+    best = f"{narrow_range.best_at_end} of the best {BEST}"
+    if narrow_range.best_at_end == BEST:
+        best = f"all of the best {BEST}"
     return (
-        f"{narrow_range.at_end} of {plural(narrow_range.trials, 'trial')} and "
-        f"{narrow_range.best_at_end} of the best {BEST} lie at the {end} end of {name}, "
-        f"{values}: widen it, in a study of another name."
+        f"{narrow_range.at_end} of {plural(narrow_range.trials, 'trial')} and {best} lie at the "
+        f"{end} end of {name}, {values}: widen it, in a study of another name."
     )
 
 

@@ -46,16 +46,14 @@ def render_study(stored: StoredStudy, run_dir: Path | None, result: Result | Non
 
 
 def _list_advice(advice: Sequence[Advice]) -> str:
-    """Returns what an expert would say as a list; empty for nothing."""
-    items = []
+    """Returns what an expert would say, each in a paragraph with its line to copy."""
+    paragraphs = []
     for sentence in advice:
-        line = ""
+        text = sentence.text
         if sentence.line:
-            line = f" <code>{escape(printable(sentence.line))}</code>"
-        items.append(f"<li>{escape(printable(sentence.text))}{line}</li>")
-    if not items:
-        return ""
-    return f"<ul>{''.join(items)}</ul>"
+            text += f" {sentence.line}"
+        paragraphs.append(f"<p>{escape(printable(text))}</p>")
+    return "".join(paragraphs)
 
 
 def _find_chart(sections: Iterable[Section]) -> Chart | None:
