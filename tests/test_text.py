@@ -25,8 +25,8 @@ def test_values_have_four_digits_and_small_ones_are_not_zero():
         0.0: "0.0000",
         1523.4: "1523.4",
         0.000379485: "0.000379",
-        2.1e-05: "2.1e-05",
-        -0.5: "-0.5000",
+        2.1e-05: "2.1e−05",
+        -0.5: "−0.5000",
     }
     for value, text in formatted.items():
         assert format_value(value) == text

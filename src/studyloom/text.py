@@ -81,8 +81,16 @@ class PrintableFormatter(logging.Formatter):
         return indented(super().format(record))
 
 
+def write_minus(number: str) -> str:
+    """Gives a formatted number, such as -0.5 or 1e-05, a real minus sign for people who read it.
+
+    A number that is copied into a config, or read by a program, keeps its hyphen.
+    """
+    return number.replace("-", "−")
+
+
 def format_value(value: float, sign: str = "") -> str:
-    """Formats the value of a metric: 0.9725, 1523.4, 2.1e-05.
+    """Formats the value of a metric for people, with a real minus sign: −0.9725, 1523.4, 2.1e−05.
 
     From 0.001 to 100 it has four decimals. Smaller values have three digits, and larger ones six.
 
@@ -92,16 +100,18 @@ def format_value(value: float, sign: str = "") -> str:
     """
     size = abs(value)
     if value == 0 or 0.001 <= size < 100 or not math.isfinite(value):
-        return format(value, f"{sign}.4f")
-    if size < 1:
-        return format(value, f"{sign}.3g")
-    return format(value, f"{sign}.6g")
+        digits = ".4f"
+    elif size < 1:
+        digits = ".3g"
+    else:
+        digits = ".6g"
+    return write_minus(format(value, f"{sign}{digits}"))
 
 
 def format_error(error: float, mean: str) -> str:
     """Formats the standard error that follows ±, with as many decimals as the mean before it.
 
-    If it would then be 0, or if the mean has no decimals or an exponent such as 2.1e-05, it is
+    If it would then be 0, or if the mean has no decimals or an exponent such as 2.1e−05, it is
     formatted as any value.
 
     Args:
@@ -120,7 +130,7 @@ def format_cost(value: float) -> str:
     """Formats a cost of a network, such as its number of parameters: 50,890, 0.0412."""
     if value >= 100:
         return f"{value:,.0f}"
-    return f"{value:.4g}"
+    return write_minus(f"{value:.4g}")
 
 
 def escape_formula(value: object) -> object:

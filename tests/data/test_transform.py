@@ -92,7 +92,7 @@ def images(low, high, shape=(1, 4, 4)):
 def test_a_transform_that_contradicts_the_data_fails_before_trial_0():
     for transform, loaded, words in (
         (Image(), images(-1, 1), "makes inputs from 0.0000 to 1.0000 of images, and the train"),
-        (Image(mean=0.1307, std=0.3081), images(-2, 9), "makes inputs from -0.4242 to 2.8215"),
+        (Image(mean=0.1307, std=0.3081), images(-2, 9), "makes inputs from −0.4242 to 2.8215"),
         (Image(), (torch.rand(6, 2), torch.arange(6) % 2), "an Image makes inputs of"),
         (Image(mean=[0.5, 0.5]), images(0, 1), "mean must be one number, or 1, one for each"),
         ("resize", images(0, 1), "must be a studyloom.data.Image, or your own function"),
@@ -142,7 +142,7 @@ def test_an_image_unlike_training_is_described_by_values_and_mean():
         torch.stack([like[0], -like[0], torch.full_like(like[0], -0.42)])
     )
     assert sorted(notes) == [1, 2]
-    assert notes[1].startswith("unlike the training data: values -2.8215 to 0.4242 (there -0.4242")
+    assert notes[1].startswith("unlike the training data: values −2.8215 to 0.4242 (there −0.4242")
     assert "mean" in notes[2]
     assert "values" not in notes[2]
 
@@ -155,6 +155,6 @@ def test_a_row_unlike_training_is_described_by_its_columns():
     )
     assert notes == {
         1: "unlike the training data: age 90.0000 (there 10.0000 to 20.0000)",
-        2: "unlike the training data: size -3.0000 (there 0.0000 to 1.0000), "
+        2: "unlike the training data: size −3.0000 (there 0.0000 to 1.0000), "
         "age 90.0000 (there 10.0000 to 20.0000)",
     }

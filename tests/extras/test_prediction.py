@@ -324,7 +324,7 @@ def test_an_input_unlike_the_training_data_has_a_note(reader, digits, tmp_path):
     asked = [tmp_path / name for name in ("white.npy", "empty.png")]
     white, empty = predict(load_network(reader), asked)
     assert white.note.startswith("unlike the training data: mean 2.")
-    assert empty.note.startswith("unlike the training data: mean -0.4242")
+    assert empty.note.startswith("unlike the training data: mean −0.4242")
 
 
 # A data source of the user's own

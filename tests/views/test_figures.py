@@ -121,7 +121,7 @@ def test_close_values_have_labels_that_differ():
         ):
             labels = [tick.label for tick in scale.ticks]
             assert len({*labels}) == len(labels) >= 2
-            assert all(0 <= scale.place(float(label)) <= SIZE for label in labels)
+            assert all(0 <= scale.place(float(label.replace("−", "-"))) <= SIZE for label in labels)
 
 
 def test_integers_have_integer_labels_and_accuracies_a_logarithmic_axis():
@@ -168,7 +168,8 @@ def test_a_few_far_worse_trials_are_strokes_at_the_edge_of_the_history(least):
         assert (far.color, far.trials) == ("complete", [0])
         assert points_of(far) == [(0, figure.y.high if sign < 0 else figure.y.low)]
         assert "baseline" not in figure.names()
-        assert figure.table.note == f"The baseline has {-sign * 57:.4f}."
+        value = f"{-sign * 57:.4f}".replace("-", "−")
+        assert figure.table.note == f"The baseline has {value}."
 
 
 def test_no_two_labels_of_an_axis_overlap_on_a_phone_or_a_wide_screen():

@@ -409,8 +409,9 @@ def test_a_browser_draws_figures_reads_points_and_requests_nothing(searched, ope
     plot.focus()
     page.keyboard.press("Home")
     first = page.locator(".tip").inner_text()
-    for words in ("trial 0: complete, baseline", "accuracy 0.9", "model: mlp"):
+    for words in ("trial 0: complete, baseline", "accuracy 0.9000", "model mlp"):
         assert words in first
+    assert first.count("accuracy") == 1, "the table's value is that of the axis"
     for key, said in (
         ("End", "test\naccuracy 0.9612"),
         ("ArrowLeft", "re-evaluation\naccuracy 0.96"),

@@ -281,7 +281,7 @@ def test_the_figure_of_an_ablation_shows_each_known_loss():
     assert dots == {"needed": [[(0.3, 1)]], "not needed": [[(-0.01, 0)]]}
     assert chart.table.rows == [
         ("a", "1", "0", "+0.300 ± 0.021", "needed", ""),
-        ("b", "x", "y", "-0.010 ± 0.021", "not needed", "default"),
+        ("b", "x", "y", "−0.010 ± 0.021", "not needed", "default"),
         ("c", "2", "0", "no value: a training failed", "needed", ""),
     ]
     for hostile in (math.inf, math.nan):

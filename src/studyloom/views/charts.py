@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from studyloom.metrics import METRICS
+from studyloom.text import write_minus
 
 SIZE = 1000  # units of the drawing along each axis
 NARROW = 280  # pixels of a horizontal axis on a phone
@@ -339,7 +340,7 @@ def format_ticks(numbers: Sequence[float], digits: int) -> list[str]:
     """Formats the numbers of an axis with so many digits, and with more until they differ."""
     labels: list[str] = []
     for count in range(digits, MOST_DIGITS):
-        labels = [f"{number:.{count}g}" for number in numbers]
+        labels = [write_minus(f"{number:.{count}g}") for number in numbers]
         if len({*labels}) == len({*numbers}):
             break
     return labels
@@ -479,10 +480,10 @@ def make_log_scale(
     start = low - margin
     end = high + margin
     numbers = choose_log_numbers(smallest, largest)
-    all_ticks = [Tick(math.log10(number), f"{number:.3g}") for number in numbers]
+    all_ticks = [Tick(math.log10(number), write_minus(f"{number:.3g}")) for number in numbers]
     ticks = fit_labels(all_ticks, start, end, pixels)
     if len(ticks) < 2 and not is_single:  # the range lies between two round numbers
-        ticks = [Tick(power, f"{10**power:.2g}") for power in (low, high)]
+        ticks = [Tick(power, write_minus(f"{10**power:.2g}")) for power in (low, high)]
     return ChartScale(start, end, ticks, title, kind="tens")
 
 

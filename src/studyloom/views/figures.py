@@ -26,6 +26,7 @@ from studyloom.text import (
     format_parameter,
     format_value,
     shorten,
+    write_minus,
 )
 from studyloom.views.charts import (
     BLUE,
@@ -792,7 +793,10 @@ def make_setting_axis(
         format_spec = ".4g"  # short enough for a small chart: a million is 1e+06
         if is_whole and pixels is None:
             format_spec = ".0f"  # a large chart has space for all digits of an integer
-        ticks = [Tick(to_coordinate(number), format(number, format_spec)) for number in numbers]
+        ticks = [
+            Tick(to_coordinate(number), write_minus(format(number, format_spec)))
+            for number in numbers
+        ]
         scale = replace(scale, ticks=fit_labels(ticks, scale.low, scale.high, pixels))
     if is_whole and not is_logarithmic:
         scale = replace(scale, kind="whole")

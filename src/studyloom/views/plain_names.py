@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from studyloom.text import format_parameter, one_line, shorten, shorten_names
+from studyloom.text import format_parameter, one_line, shorten, shorten_names, write_minus
 
 # The words for abbreviations in names of hyperparameters.
 WORDS = {"lr": "learning rate"}
@@ -72,4 +72,4 @@ def format_briefly(value: object) -> str:
     text = str(value)
     if isinstance(value, float):
         text = f"{value:.2g}"
-    return text.replace("-", "−")
+    return write_minus(text)

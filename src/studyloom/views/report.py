@@ -23,6 +23,7 @@ from studyloom.text import (
     format_value,
     shorten,
     shorten_names,
+    write_minus,
 )
 from studyloom.views import (
     advice,
@@ -626,6 +627,8 @@ def _make_cell(name: str, value: Any) -> page.Cell:
         text = format_value(value)
     else:
         text = shorten(format_parameter(value), LONGEST)
+        if isinstance(value, int | float):
+            text = write_minus(text)
     return page.Cell(text, value)
 
 

@@ -26,6 +26,7 @@ from studyloom.text import (
     format_value,
     one_line,
     plural,
+    write_minus,
 )
 from studyloom.views.snapshot import Snapshot, WorkerStatus
 from studyloom.winner.result import (
@@ -84,10 +85,10 @@ class Fact:
 
 
 def format_number(value: object, sign: str = "") -> str:
-    """Formats a number with a real minus sign; a dash for anything else."""
+    """Formats a number as `format_value` does; a dash for anything else."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return "–"
-    return format_value(value, sign).replace("-", "−")
+    return format_value(value, sign)
 
 
 def begin_sentence(text: str) -> str:
@@ -754,7 +755,7 @@ def _describe_change(ablation: Ablation, row: AblationRow) -> AblationCells:
         decimals = max(0, 1 - exponent)
     loss = "no value: a training failed"
     if row.worse_by is not None:
-        loss = f"{row.worse_by:+.{decimals}f} ± {error:.{decimals}f}"
+        loss = f"{write_minus(f'{row.worse_by:+.{decimals}f}')} ± {error:.{decimals}f}"
     verdict = "not needed"
     if row.needed:
         verdict = "needed"
@@ -907,7 +908,8 @@ def format_prediction(prediction: InputPrediction) -> str:
     else:  # numbers, or a small map
         if prediction.shape:
             parts.append(format_shape(prediction.shape))
-        parts += map(format_value, prediction.values)
+        for value in prediction.values:
+            parts.append(format_value(value).replace("−", "-"))  # programs may read the numbers
         parts += map(str, prediction.labels)
     if prediction.note:
         parts.append(prediction.note)

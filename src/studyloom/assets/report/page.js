@@ -57,22 +57,35 @@ function valueOn(scale, share) {
   return Number(at.toPrecision(4));
 }
 
-// The description of a point: the trial, its values, and its hyperparameters from the table.
+// The cells of a row of the table that are not empty, from its values on, with their titles.
+function cellsOf(row) {
+  const cells = titles().slice(2).map((title, n) => ({ title, value: row.cells[n + 2].textContent }));
+  return cells.filter(({ value }) => value);
+}
+
+// Whether a column of the table has what an axis shows, as in "parameters, less is better".
+function isOnAxis(title, axis) {
+  return [title.textContent, nameOf(title)].some((name) => `${axis.title}, `.startsWith(`${name}, `));
+}
+
+// The description of a point: the trial, its values, and its hyperparameters from the table. What is
+// on an axis and in the table is said once: by the table, which is exact, but for an epoch.
 function words(point, axes) {
   const lines = [];
   const row = point.trial === undefined ? null : document.getElementById(`trial-${point.trial}`);
   if (point.trial !== undefined) lines.push(`trial ${point.trial}${row ? `: ${row.cells[1].textContent}` : ""}`);
   else if (point.name) lines.push(point.name);
+  const isAtEpoch = axes.x.title === "epoch";
+  let cells = row ? cellsOf(row) : [];
   for (const [scale, share] of [[axes.y, 1 - point.y / 1000], [axes.x, point.x / 1000]]) {
     const readable = scale.kind !== "none" && !(scale === axes.y && ["rug", "bar"].includes(point.kind));
-    if (readable && !(scale === axes.x && scale.title === "trial")) {
-      lines.push(`${scale.title || "value"} ${valueOn(scale, share)}`);
-    }
+    if (!readable || (scale === axes.x && scale.title === "trial")) continue;
+    const isInTable = cells.some(({ title }) => isOnAxis(title, scale));
+    if (isInTable && !isAtEpoch) continue;
+    cells = cells.filter(({ title }) => !isOnAxis(title, scale));
+    lines.push(`${scale.title || "value"} ${String(valueOn(scale, share)).replace("-", "−")}`);
   }
-  if (row) {
-    const cells = titles().slice(2).map((title, n) => [title.textContent, row.cells[n + 2].textContent]);
-    lines.push(...cells.filter(([, value]) => value).map(([title, value]) => `${title}: ${value}`));
-  }
+  lines.push(...cells.map(({ title, value }) => `${title.textContent} ${value}`));
   return lines.join("\n");
 }
 
