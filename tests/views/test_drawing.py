@@ -11,7 +11,7 @@ from PIL import Image
 
 from studyloom.errors import ConfigError
 from studyloom.extras.image import draw_png
-from studyloom.views.drawing import share, svg
+from studyloom.views.drawing import fit_text, share, svg
 from studyloom.views.figures import draw_history
 from studyloom.views.page import FOLDER, Absent, Head
 from studyloom.views.report import write_report
@@ -70,6 +70,32 @@ def test_the_image_to_share_has_name_sentence_facts_and_figure(chart):
         png = Image.open(io.BytesIO(draw_png(image)))
         assert (png.format, png.size) == ("PNG", (1200, 630))
         assert len(png.convert("L").crop((56, 180, 300, 280)).getcolors()) > 9, "text is drawn"
+
+
+def test_the_image_to_share_says_studyloom_and_all_of_a_long_headline_and_interval(chart):
+    setting = "dropout_probability_of_the_output_projection 0.097, "
+    sentence = f"{3 * setting}validation accuracy 0.9725 ± 0.0040 on 1,000 unseen images."
+    explanation = (
+        "trial 28, parameters 13,100; difference to the baseline +0.0463, 95% interval "
+        "+0.0182 to +0.0744"
+    )
+    facts = [Fact("Winner, test", "0.9750 ± 0.0017", explanation)]
+    root = ET.fromstring(share(Head("toy", sentence, [], facts), chart))
+    texts = " ".join(texts_of(root))
+    assert " studyloom " in texts
+    assert sentence in texts
+    assert explanation in texts
+
+
+def test_a_text_that_is_too_long_loses_whole_clauses_and_no_interval():
+    interval = "95% interval +0.0182 to +0.0744"
+    text = f"difference +0.0463, {interval} {'over seeds and examples ' * 20}; trial 28"
+    fitted = fit_text(text, sizes=(14, 11), width=262, height=58)
+    assert (fitted.lines, fitted.size) == (["difference +0.0463 …"], 11)
+    one_clause = fit_text("long " * 100 + "end", sizes=(14,), width=262, height=58)
+    assert len(one_clause.lines) == 3
+    assert "…" in " ".join(one_clause.lines)
+    assert one_clause.lines[-1].endswith("end")
 
 
 def test_a_report_is_also_an_image_if_resvg_is_installed(searched, tmp_path, monkeypatch):

@@ -172,6 +172,25 @@ def test_a_few_far_worse_trials_are_strokes_at_the_edge_of_the_history(least):
         assert figure.table.note == f"The baseline has {value}."
 
 
+def test_the_baseline_has_its_own_values_next_to_those_of_the_winner_on_new_seeds(searched):
+    trials = searched.trials()
+    baseline = {"trial": 0, "baseline": True, "mean": 0.91, "values": [0.91]}
+    won = {"trial": 37, "mean": 0.95, "values": [0.95]}
+    test = {"winner": {"mean": 0.96}, "baseline": {"mean": 0.93}}
+    result = result_of(winner=won, candidates=[baseline, won], test=test)
+    figure = draw_history(trials, marked(trials[37], trials[0]), AXIS, result)
+    lines = [mark.parts[0] for mark in figure.marks if mark.color == "baseline"]
+    search, reevaluation, final = [(ends[0][0], ends[1][0], ends[0][1]) for ends in lines]
+    assert [y for _, _, y in (search, reevaluation, final)] == [
+        AXIS.coordinate(value) for value in (0.9, 0.91, 0.93)
+    ]
+    assert search[1] <= reevaluation[1] <= final[0] < final[1] <= figure.x.high
+    without_winner = draw_history(
+        trials, marked(trials[37], trials[0]), AXIS, result_of(winner=baseline, test=test)
+    )
+    assert sum(mark.color == "baseline" for mark in without_winner.marks) == 1
+
+
 def test_no_two_labels_of_an_axis_overlap_on_a_phone_or_a_wide_screen():
     for low, high in ((0, 1), (0.1, 0.97), (1e-9, 3e-9), (-12345, 98765), (0.123, 0.1231)):
         ticks = [Tick(mark, f"{mark:.10g}") for mark in choose_round_numbers(low, high, 40)]
@@ -242,7 +261,7 @@ def test_the_history_rings_the_winner_and_has_its_comparable_new_values(searched
     assert 39 < again[0] < test[0] < figure.x.high, "to the right of all trials"
     across = draw_history(searched.trials(), marked(best, best), AXIS, result)
     ends = [x for x, _ in points_of(mark_of(across, "baseline"))]
-    assert ends == [across.x.low, across.x.high]
+    assert ends == [across.x.low, again[0]], "across the search, and not to the new values"
     bars = [m for m in figure.marks if (m.color, m.shape) == ("winner", "line")]
     ends = [0.93 - 0.012 / 3**0.5, 0.93 + 0.012 / 3**0.5]
     assert [y for _, y in points_of(bars[0])] == pytest.approx([*map(AXIS.coordinate, ends)])

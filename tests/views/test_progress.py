@@ -105,8 +105,8 @@ def test_a_study_continues_after_its_search_until_the_winner_is_tested(stored, l
         "re-evaluation: 1 of 2 trainings",
         "then final training 4",
     ]
-    assert progress.share == 0.5
     work(reevaluation, 1)
+    assert reader.read().share == 0.6, "of the epochs of all three stages, 4 + 2 of 4 + 2 + 4"
     final = later(FINAL_TRAINING, 1)
     work(final, 1)
     store_result(stored, result_of("of another stage"))

@@ -81,27 +81,29 @@ class Parser(argparse.ArgumentParser):
             unknown = [argument for argument in unknown if argument.startswith("-")]
         if unknown:
             option, _, _ = unknown[0].partition("=")
-            hint = self._hint_at_option(option)
+            command = arguments.act.__name__
+            hint = self._hint_at_option(option, command)
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return arguments
 
-    def _hint_at_option(self, option: str) -> str:
-        """Returns which commands have an option, or else an option with a similar name.
+    def _hint_at_option(self, option: str, used_command: str) -> str:
+        """Returns which commands have an option, or else an option of this command that is similar.
+
+        Args:
+            option: the option that the command does not have.
+            used_command: the command.
 
         Returns:
             The end of an error; "" if there is no such option.
         """
         commands_with_option = []
-        all_options = set[str]()
         for name, command in self.commands.items():
-            options = options_of(command)
-            all_options.update(options)
-            if option in options:
+            if option in options_of(command):
                 commands_with_option.append(name)
         if commands_with_option:
             return f"; {option} is an option of {', '.join(commands_with_option)}"
         if option.startswith("-"):
-            return nearest(option, sorted(all_options))
+            return nearest(option, options_of(self.commands[used_command]))
         return ""
 
     def error(self, message: str) -> NoReturn:

@@ -368,8 +368,7 @@ class LivePage:
             wide_count = 2
         html = fill_template(
             "progress.html",
-            done=progress.done,
-            budget=progress.budget,
+            share=round(progress.share, 3),
             texts=progress.describe_now(),
             wide_count=wide_count,
             buttons=buttons,

@@ -4,10 +4,12 @@ They have the light colors of the report's style sheet, and need neither it nor 
 """
 
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from studyloom.text import one_line, shorten
 from studyloom.views.charts import LETTER, Block, Chart, Mark, drop_overlapping
 from studyloom.views.page import FOLDER, Absent, Head, fill_template
 
@@ -19,6 +21,9 @@ FIRST_ROW = 12  # pixels from the top to the first row
 SAMPLE = 36  # pixels of the sample of a mark in the legend, and of the space around its name
 WIDE = 600  # pixels from which on an image has the labels of a wide screen
 BELOW_AXES = 38  # pixels, for labels and title
+LETTER_WIDTH = 0.6  # of the size of a font: the mean width of its bold letters, rather too large
+LINE_HEIGHT = 1.25  # of a font's size
+NAME_LENGTH = 60  # characters of the name of a study in the image to share
 
 
 def svg(chart: Chart, *, width: int = 720, height: int = 320) -> str:
@@ -34,12 +39,89 @@ def share(head: Head, figure: Block) -> str:
     """
     values: dict[str, Any] = {"chart": None, "why": "", "color": COLORS, "fonts": FONTS}
     if isinstance(figure, Chart):
-        values |= layout(figure, width=837, height=248)
+        values |= layout(figure, width=837, height=242)
     elif isinstance(figure, Absent):
         values["why"] = figure.why
+    facts = []
+    for fact in head.facts:
+        explanation = fit_text(fact.explanation, sizes=(14, 13, 12, 11), width=262, height=58)
+        value = fit_text(fact.value, sizes=(25, 18, 12), width=262, height=32)
+        facts.append(_SharedFact(fact.label, value, explanation))
     return fill_template(
-        "share.svg", name=head.name, sentence=head.sentence, facts=head.facts, **values
+        "share.svg",
+        name=shorten(head.name, NAME_LENGTH),
+        headline=fit_text(head.sentence, sizes=(28, 24, 20, 17, 15), width=1088, height=106),
+        facts=facts,
+        **values,
     )
+
+
+@dataclass(frozen=True)
+class FittedText:
+    """A text in lines that fit an area.
+
+    Attributes:
+        size: the size of the font in pixels.
+    """
+
+    lines: Sequence[str]
+    size: int
+
+
+@dataclass(frozen=True)
+class _SharedFact:
+    """A fact of the image to share."""
+
+    label: str
+    value: FittedText
+    explanation: FittedText
+
+
+def fit_text(text: str, *, sizes: Sequence[int], width: int, height: int) -> FittedText:
+    """Breaks a text into lines, in the largest size with which all of it fits an area.
+
+    If it does not even fit in the smallest size, it loses its last clauses or, as one clause, its
+    middle, and has … there. So no number and no interval is cut.
+
+    Args:
+        sizes: the sizes of the font to try, in pixels, the largest first.
+        width: the width of the area in pixels.
+        height: its height.
+    """
+    text = one_line(text)
+    for size in sizes:
+        lines = _break_lines(text, size, width)
+        if len(lines) <= _count_lines(size, height):
+            return FittedText(lines, size)
+    smallest = sizes[-1]
+    most_lines = _count_lines(smallest, height)
+    clauses = re.split(r"(?<=[;,]) ", text)
+    while len(clauses) > 1:
+        clauses.pop()
+        lines = _break_lines(f"{' '.join(clauses).rstrip(';,')} …", smallest, width)
+        if len(lines) <= most_lines:
+            return FittedText(lines, smallest)
+    length = most_lines * _count_letters(smallest, width)
+    lines = _break_lines(shorten(text, length), smallest, width)
+    while len(lines) > most_lines:  # some lines are not full, since words are not broken
+        length -= 1
+        lines = _break_lines(shorten(text, length), smallest, width)
+    return FittedText(lines, smallest)
+
+
+def _break_lines(text: str, size: int, width: int) -> list[str]:
+    """Breaks a text between words, into lines of a width in pixels."""
+    return textwrap.wrap(text, _count_letters(size, width), break_on_hyphens=False)
+
+
+def _count_letters(size: int, width: int) -> int:
+    """Returns how many letters of a size in pixels a line of a width has."""
+    return int(width / (LETTER_WIDTH * size))
+
+
+def _count_lines(size: int, height: int) -> int:
+    """Returns how many lines of letters of a size in pixels a height has."""
+    return int(height / (LINE_HEIGHT * size))
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,15 @@ class Work:
         return self.done / (self.done + self.epochs_left)
 
 
+def compute_share(works: Sequence[Work]) -> float:
+    """Returns the share of the epochs of all stages that is done, from 0 to 1; 1 without any."""
+    done = sum(work.done for work in works)
+    left = sum(work.epochs_left for work in works)
+    if not left:
+        return 1.0
+    return done / (done + left)
+
+
 def estimate_seconds(works: Iterable[Work], workers: int) -> float | None:
     """Estimates the seconds that successive stages will take.
 

@@ -268,6 +268,7 @@ def draw_history(
 ) -> Chart | str:
     """Draws each trial at its last value, the best so far, and the winner's values on new seeds.
 
+    A dotted line is the baseline: across the search, and short next to each value on new seeds.
     A stroke at the edge is a trial far worse than the others, one at the bottom has no value.
 
     Args:
@@ -278,10 +279,13 @@ def draw_history(
     if not values:
         return NO_VALUE
     new_values: Mapping[str, Summary] = {}
+    new_baseline_values: Mapping[str, Summary] = {}
     if winner is not None:
         new_values = winner.values_after_search(axis.metric)
+        new_baseline_values = winner.baseline_values_after_search(axis.metric)
+    all_new_values = [*new_values.values(), *new_baseline_values.values()]
     late_values = [value for number, value in values.items() if number not in early_trials]
-    y = _make_history_scale(axis, late_values or values.values(), new_values.values(), height)
+    y = _make_history_scale(axis, late_values or values.values(), all_new_values, height)
     outcomes = {trial.number: shown_state(trial, live_trials) for trial in trials}
     last_number = max(outcomes)
     x = make_integer_scale(0, last_number, "trial")
@@ -311,10 +315,19 @@ def draw_history(
     marks.append(_mark_best_so_far(corners, last_number))
     baseline = value_of(marked["baseline"])
     if baseline is not None:
-        marks += _mark_baseline(axis.coordinate(baseline), x, y)
+        marks += _mark_baseline(axis.coordinate(baseline), replace(x, high=right_edge), y)
     marks.append(_ring_best(_select(points, within_axis), marked, winner))
     for position, (name, new_value) in enumerate(new_values.items()):
-        marks += _mark_new_value(name, new_value, right_edge + step * position, axis)
+        position_on_axis = right_edge + step * position
+        marks += _mark_new_value(name, new_value, position_on_axis, axis)
+        if name in new_baseline_values:
+            # The baseline has other values there too: its line of the search would mislead.
+            coordinate = axis.coordinate(new_baseline_values[name].mean)
+            ends = [
+                (position_on_axis - step / 2, coordinate),
+                (position_on_axis + step / 2, coordinate),
+            ]
+            marks.append(make_dotted_line(ends, color="baseline", width=2.5))
 
     rows = [(trial.number, format_value(_value(trial))) for trial in improvements]
     note = ""

@@ -33,7 +33,7 @@ from studyloom.storage.stored_study import (
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import format_duration, one_line
 from studyloom.views.advice import Advice, list_search_advice
-from studyloom.views.estimate import Work, estimate_seconds, estimate_work
+from studyloom.views.estimate import Work, compute_share, estimate_seconds, estimate_work
 from studyloom.views.importances import COMPARED_OUTCOMES, Importances, compute_importances
 from studyloom.views.searched import describe_searched
 from studyloom.views.snapshot import Snapshot, WorkerStatus, take_snapshot
@@ -172,11 +172,10 @@ class Progress:
 
     @property
     def share(self) -> float:
-        """The share of the current stage's epochs that has been trained, from 0 to 1."""
-        for stage, work in zip(self.stages, self.works, strict=False):
-            if stage.title == self.title:
-                return work.share
-        return 1.0
+        """The share of the epochs of all stages that has been trained, from 0 to 1."""
+        if self.has_ended:
+            return 1.0
+        return compute_share(self.works)
 
     @property
     def stage_text(self) -> str:

@@ -480,6 +480,18 @@ class Result(Tested):
             values_by_stage["test"] = self.test.winner
         return values_by_stage
 
+    def baseline_values_after_search(self, metric: str) -> dict[str, Summary]:
+        """Returns the baseline's values, as `values_after_search`; none if the baseline has won."""
+        values_by_stage: dict[str, Summary] = {}
+        if metric != self.metric.name or self.winner.baseline:
+            return values_by_stage
+        for candidate in self.candidates:
+            if candidate.baseline and candidate.reevaluation is not None:
+                values_by_stage["re-evaluation"] = candidate.reevaluation
+        if self.test is not None and self.test.baseline is not None:
+            values_by_stage["test"] = self.test.baseline
+        return values_by_stage
+
     def in_short(self) -> "ShortResult":
         """Returns the summary that the database stores, for views without a run directory."""
         winner = self.winner
