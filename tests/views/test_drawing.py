@@ -72,7 +72,7 @@ def test_the_image_to_share_has_name_sentence_facts_and_figure(chart):
         assert len(png.convert("L").crop((56, 180, 300, 280)).getcolors()) > 9, "text is drawn"
 
 
-def test_the_image_to_share_says_studyloom_and_all_of_a_long_headline_and_interval(chart):
+def test_the_image_to_share_cuts_no_headline_and_no_interval(chart):
     setting = "dropout_probability_of_the_output_projection 0.097, "
     sentence = f"{3 * setting}validation accuracy 0.9725 ± 0.0040 on 1,000 unseen images."
     explanation = (

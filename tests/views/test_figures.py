@@ -172,7 +172,7 @@ def test_a_few_far_worse_trials_are_strokes_at_the_edge_of_the_history(least):
         assert figure.table.note == f"The baseline has {value}."
 
 
-def test_the_baseline_has_its_own_values_next_to_those_of_the_winner_on_new_seeds(searched):
+def test_the_history_has_the_values_of_the_baseline_on_new_seeds(searched):
     trials = searched.trials()
     baseline = {"trial": 0, "baseline": True, "mean": 0.91, "values": [0.91]}
     won = {"trial": 37, "mean": 0.95, "values": [0.95]}
