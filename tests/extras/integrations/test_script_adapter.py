@@ -245,3 +245,13 @@ def test_a_training_without_the_value_on_the_test_set_fails(config, make_run):
     run.stage = "final-training"
     with pytest.raises(CommandFailed, match="is the value on the test set, test_acc; the last"):
         Script(print_by_python("val_acc=0.5"), test_value="test_acc")(config(), run)
+
+
+@pytest.mark.parametrize(
+    ("run", "enabled", "count"),
+    [("python x.py --seed 5", True, 1), ("python x.py --seed {seed}", True, 0), ("x", False, 0)],
+)
+def test_a_script_without_the_seed_of_its_trial_is_noted(run, enabled, count):
+    config = OmegaConf.create({"winner": {"enabled": enabled}})
+    notes = [note for note in Script(run).notes(config) if "new seeds change nothing" in note]
+    assert len(notes) == count

@@ -9,7 +9,6 @@ from scripts_to_tune import LINES, copy_scripts
 from studyloom.config.values import flatten
 from studyloom.errors import ConfigError
 from studyloom.extras.tune.command_line import parse_search, parse_test
-from studyloom.extras.tune.search import write_config
 from studyloom.extras.tune.value_ranges import Values, parse_values
 
 RUNNING = [name for name in LINES if name != "constant"]
@@ -44,6 +43,12 @@ def test_a_script_is_searched_from_one_line_with_its_own_defaults(project, name)
         if part == "default":
             params[path] = value
     assert params == line.baseline
+
+
+def test_a_config_file_of_a_configurator_sets_the_baseline(project):
+    (project / "small.py").write_text("n_layer = 3\n")
+    line, *_ = parse("configured.py small.py --n_layer=2:12 --learning_rate=1e-4:1e-2").notes
+    assert "n_layer=3 (small.py, line 1), learning_rate=0.0006 (configured.py, line 3)" in line
 
 
 @pytest.mark.parametrize("name", ["clicked", "typed_app"])
@@ -158,9 +163,8 @@ def test_a_range_of_integers_for_a_float_is_noted(project):
 
 def test_a_seed_is_neither_searched_nor_changed_if_it_is_given(project):
     assert "the seed is no hyperparameter" in errors_of("typed.py --seed 1:5")
-    parsed = parse("typed.py --lr 0.1:0.5 --seed 5")
-    assert parsed.search.command == ["python", "typed.py", "--lr", "{lr}", "--seed", "5"]
-    assert "every trial gets this seed" in parsed.notes[1]
+    search = parse("typed.py --lr 0.1:0.5 --seed 5").search
+    assert search.command == ["python", "typed.py", "--lr", "{lr}", "--seed", "5"]
 
 
 def test_names_that_a_command_reserves_get_another_name(project):
@@ -190,19 +194,6 @@ def test_a_missing_script_or_range_is_named(project):
     assert "none of the arguments of typed.py has a range" in errors_of("typed.py --lr 0.1")
     assert "needs a program" in errors_of("")
     assert "must follow the name of an argument" in errors_of("typed.py 0.1:0.5 --lr 1e-3:1e-1")
-
-
-def test_a_config_of_another_search_does_not_replace_that_of_a_study(project):
-    search = parse("typed.py --lr 0.1:0.5").search
-    first = write_config(search, project / "runs/typed")
-    assert write_config(search, project / "runs/typed") == first
-    (project / "runs/typed/.hydra").mkdir()
-    (project / "runs/typed/.hydra/config.yaml").touch()
-    assert write_config(search, project / "runs/typed") == first
-    other = write_config(parse("typed.py --lr 0.1:0.6").search, project / "runs/typed")
-    assert other != first
-    assert "0.5" in first.read_text()
-    assert "0.6" in other.read_text()
 
 
 def test_the_winner_is_tested_by_a_value_a_program_or_both(project):

@@ -136,8 +136,8 @@ class Script(Command):
         """Yields a line if the script does not use the seed of the trial."""
         if value_at(config, "winner.enabled") is not False and not self._uses_seed():
             yield (
-                "the script gets no seed, so that new seeds change nothing: the winner's trainings "
-                "differ only by chance; give it an argument --seed that sets its seed"
+                "the script does not get the seed of its trial, so that new seeds change nothing; "
+                "give it an argument --seed that sets its seed, and leave it out of the command"
             )
 
     def _make_arguments(self, values: Mapping[str, object]) -> list[str]:

@@ -157,7 +157,7 @@ def parse_search(
     program = find_program(command_line)
     arguments = ScriptArguments()
     if program.script is not None:
-        arguments = read_arguments(program.script)
+        arguments = read_arguments(program.script, program.arguments)
     parser = _ArgumentParser(program, arguments, fixed)
     parser.parse()
     if program.script is not None and not arguments.reads_arguments:
@@ -414,11 +414,7 @@ class _ArgumentParser:
             if match is not None:
                 option = match["name"]
             if _key_of(option) in SEEDS:
-                self.notes.append(
-                    f"{word}: every trial gets this seed, so that new seeds change nothing; leave "
-                    "it out, and each training gets a seed of its own"
-                )
-                return
+                return  # a note before trial 0 says what that means
         for name in SEEDS:
             declared = self.arguments.find(name, self.program.arguments)
             if declared is None:
@@ -426,18 +422,13 @@ class _ArgumentParser:
             option = max(declared.names, key=len)
             seed_arguments = [option, "{seed}"]
             is_hydra_key = not option.startswith("-")
-            if is_hydra_key or self._is_configured():
+            if is_hydra_key or self.arguments.is_configured:
                 seed_arguments = [f"{option}={{seed}}"]
             if self.arguments.is_of_subcommand(declared):
                 self.command += seed_arguments
             else:
                 self.command = seed_arguments + self.command
             return
-
-    def _is_configured(self) -> bool:
-        """Returns True if the words of the command name values only as --name=value."""
-        options = [word for word in self.program.arguments if word.startswith("--")]
-        return all("=" in word for word in options)
 
 
 def _key_of(option: str) -> str:

@@ -62,12 +62,15 @@ class ScriptArguments:
         reads_arguments: whether anything in the modules may read a command line.
         constants: the constants of the script, by name.
         parsers: the variable of the parser of each subcommand, by the subcommand's name.
+        is_configured: whether --key=value sets constants of the script, as by nanoGPT's
+            configurator.py.
     """
 
     declared: list[DeclaredArgument] = field(default_factory=list)
     reads_arguments: bool = False
     constants: dict[str, Constant] = field(default_factory=dict)
     parsers: dict[str, str] = field(default_factory=dict)
+    is_configured: bool = False
 
     def find(self, name: str, command_line: Sequence[str] = ()) -> DeclaredArgument | None:
         """Returns the declaration of an argument; None if there is none, or if it is ambiguous.
@@ -103,16 +106,26 @@ def _normalize(name: str) -> str:
     return name.lstrip("-+").replace("-", "_")
 
 
-def read_arguments(script: Path) -> ScriptArguments:
+def read_arguments(script: Path, command_line: Sequence[str] = ()) -> ScriptArguments:
     """Reads the arguments that a script declares, and those of the local modules that it imports.
 
     A file that is no valid Python declares nothing.
+
+    Args:
+        command_line: the arguments of the script. A Python file among them sets the constants of a
+            script that a configurator sets.
     """
     arguments = ScriptArguments()
     for path in _find_modules(script):
         source = path.read_text(encoding="utf-8", errors="replace")
         with suppress(SyntaxError, ValueError):  # a ValueError: it has a zero byte
             _ModuleReader(path, source, arguments).read(is_script=path == script)
+    for word in command_line:
+        file = Path(word)
+        if arguments.is_configured and file.suffix == ".py" and file.is_file():
+            with suppress(SyntaxError, ValueError):
+                source = file.read_text(encoding="utf-8", errors="replace")
+                _ModuleReader(file, source, arguments).declare_constants()
     return arguments
 
 
@@ -183,9 +196,19 @@ class _ModuleReader:
                 self._read_class(node)
         if is_script:
             self.arguments.constants = self.constants
-            if re.search(r"\bexec\(", self.source):  # as nanoGPT's configurator.py
-                for name, constant in self.constants.items():
-                    self._declare([f"--{name}"], constant.value, line=constant.line)
+            if re.search(r"\bexec\(", self.source):
+                self.arguments.is_configured = True
+                self.declare_constants()
+
+    def declare_constants(self) -> None:
+        """Adds the constants of the module as arguments, in place of earlier ones of the name."""
+        for name, constant in self.constants.items():
+            declared = []
+            for argument in self.arguments.declared:
+                if argument.names != (f"--{name}",):
+                    declared.append(argument)
+            self.arguments.declared = declared
+            self._declare([f"--{name}"], constant.value, line=constant.line)
 
     def _read_constants(self) -> dict[str, Constant]:
         """Returns the constants at the top of the module whose values the syntax shows."""

@@ -66,6 +66,8 @@ def write_study(
         override = Override.parse(text)
         if override.key == "run_dir" and override.value:
             run_dir = Path(override.value)
+        if override.key == "study.name" and override.value:
+            name = override.value
     if name is not None:
         search = replace(search, name=name)
     elif run_dir is None:
