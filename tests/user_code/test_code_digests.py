@@ -17,8 +17,9 @@ from commands import ROOT, environment
 from studyloom.errors import ConfigError, DefinitionError
 from studyloom.storage.opening import check_definition
 from studyloom.user_code import pickled
-from studyloom.user_code.digests import compute_code_digests, digest_source, find_main_globals
+from studyloom.user_code.digests import compute_code_digests, find_main_globals
 from studyloom.user_code.pickled import passing_objects
+from studyloom.user_code.source_code import digest_source
 
 NET = '''"""A network."""
 from torch import nn

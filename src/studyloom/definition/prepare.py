@@ -22,7 +22,7 @@ from studyloom.definition.network import NetworkDefinition
 from studyloom.definition.validation import CheckedStrategy, check_sections, validate
 from studyloom.errors import ConfigError, DataError
 from studyloom.seeds import derive
-from studyloom.user_code.digests import digest_source
+from studyloom.user_code.source_code import digest_source
 
 log = logging.getLogger(__name__)
 

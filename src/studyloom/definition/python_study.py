@@ -40,7 +40,6 @@ from studyloom.errors import ConfigError, raise_if_any
 from studyloom.files import write_whole, write_with
 from studyloom.objectives.user_functions import UserFunction
 from studyloom.text import is_scalar, nearest
-from studyloom.user_code.digests import LAMBDA, check_readable
 from studyloom.user_code.importing import (
     end_import_at_study,
     find_member,
@@ -54,6 +53,7 @@ from studyloom.user_code.pickled import (
     register_callable,
     register_object,
 )
+from studyloom.user_code.source_code import LAMBDA, check_readable
 
 HELD_OUT_ONE_IN = 5  # one example of so many is for validation, and for the test if no set is given
 DIGEST_LENGTH = 12  # characters

@@ -60,7 +60,7 @@ from studyloom.storage.attributes import STUDY_KEYS, TRIAL_KEYS
 from studyloom.text import is_scalar
 from studyloom.training.checkpoint import State
 from studyloom.training.randomness import seeded
-from studyloom.user_code.digests import describe_place
+from studyloom.user_code.source_code import describe_place
 
 # The methods of a trial's study that would end or repeat trials, which studyloom counts.
 REFUSED_METHODS = {

@@ -34,7 +34,12 @@ from studyloom.storage.slot_table import check_table
 from studyloom.storage.stored_study import StoredStudy, open_in_same_database, owner_of
 from studyloom.storage.trial_buffer import TrialBuffer
 from studyloom.storage.urls import parse_url
-from studyloom.user_code.digests import CODE, DATA, describe_source, select_code_digests
+from studyloom.user_code.digests import (
+    CODE,
+    contains_data_digest,
+    describe_source,
+    select_code_digests,
+)
 from studyloom.user_code.pickled import MAIN
 
 FORMAT_NUMBER = 1  # of what a study stores; another one is not read
@@ -174,7 +179,7 @@ def _make_code_error(name: str, changes: Sequence[str]) -> DefinitionError:
 
 def _advise_on_data(changes: Sequence[str]) -> str:
     """Returns the advice to seed the data that the user's code draws, if data has changed."""
-    if any(DATA in change for change in changes):
+    if any(contains_data_digest(change) for change in changes):
         return "; seed what draws the data, as numpy.random.seed(0) does, and they stay the same"
     return ""
 
@@ -182,8 +187,7 @@ def _advise_on_data(changes: Sequence[str]) -> str:
 def name_of_change(change: str) -> str:
     """Returns the source or data, such as `split`, that a line of `list_differences` is about."""
     key, _, values = change.partition(": ")
-    is_of_data = DATA in values  # the digests of data begin so, and those of sources do not
-    if is_of_data:
+    if contains_data_digest(values):
         name = key.removeprefix(CODE).removeprefix(MAIN)
         return f"the data {name}"
     return describe_source(key)

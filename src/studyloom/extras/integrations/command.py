@@ -27,7 +27,8 @@ from studyloom.objectives.user_functions import Adapter
 from studyloom.processes import running_process_group, signal_group
 from studyloom.space.tree import Group, Node, Space
 from studyloom.text import format_scalar, mask_passwords, nearest, shorten
-from studyloom.user_code.digests import CODE, digest_source
+from studyloom.user_code.digests import CODE
+from studyloom.user_code.source_code import digest_source
 from studyloom.worker.local import visible_gpus
 from studyloom.worker.supervisor import WorkerExit
 
