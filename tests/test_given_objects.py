@@ -447,7 +447,7 @@ def test_the_winner_of_an_optuna_objective_is_tested_once_with_new_seeds(test, t
             assert winner.test == pytest.approx((winner.params["x"] - 1.0) ** 2)
             scores = winner.details["test"]
             assert len(winner.details["seeds"]) == len(scores["winner"]["values"]) == 3
-            assert scores["uses"] == 1
+            assert scores["test_set_uses"] == 1
 
 
 def test_the_test_of_an_optuna_objective_needs_no_training_of_it(tmp_path):

@@ -71,8 +71,6 @@ class Winner:
         value: the mean of the metric in re-evaluation, over new seeds; the value in the search if
             no other trial was a candidate.
         params: the value of each hyperparameter by its path.
-        config: the resolved sections that determine the value; None if the trial stored none. From
-            `load_winner`, the config of winner.yaml, which your functions take.
         test: the mean of the metric on the test set, over the seeds of the final training; None
             without a test, as for a custom training loop without `objective.test` and for an
             Optuna objective.
@@ -86,7 +84,6 @@ class Winner:
     number: int
     value: float
     params: Mapping[str, Any]
-    config: Any = field(repr=False)
     test: float | None
     baseline_test: float | None
     details: Mapping[str, Any] = field(repr=False)
@@ -107,6 +104,16 @@ class Winner:
 
         with seeding_as(self.run_dir):
             return Predictor(self._files.network(self.make_network))
+
+    @property
+    def config(self) -> Any:
+        """The config of winner.yaml, which your functions take; `config.params` for a loop.
+
+        Raises:
+            PredictError: the folder has no winner.yaml of this winner.
+            ConfigError: winner.yaml names code that is not trusted.
+        """
+        return self._files.config
 
     @property
     def network(self) -> "Module":
@@ -184,14 +191,8 @@ class Winner:
         return table._repr_html_()
 
 
-def _make_winner(result: Result, run_dir: Path, config: Any) -> Winner:
-    """Makes the API's object for the winner of a result.
-
-    Args:
-        result: the result of the study.
-        run_dir: the folder with the winner's files.
-        config: the winner's config, which the result does not have.
-    """
+def _make_winner(result: Result, run_dir: Path) -> Winner:
+    """Makes the API's object for the winner of a result, whose files are in a run directory."""
     candidate = result.winner
     value = candidate.mean
     if value is None:  # no other trial was a candidate, so that none was trained again
@@ -206,7 +207,6 @@ def _make_winner(result: Result, run_dir: Path, config: Any) -> Winner:
         number=candidate.trial,
         value=value,
         params=candidate.params,
-        config=config,
         test=winner_test,
         baseline_test=baseline_test,
         details=result.document(),
@@ -244,7 +244,7 @@ def load_winner(run_dir: str | Path, trust: Sequence[str] = (), *, network: Any 
 
     folder = Path(run_dir)
     files = read_winner_files(folder, trust)
-    winner = _make_winner(files.result, folder, files.config)
+    winner = _make_winner(files.result, folder)
     winner = replace(winner, trust=trust, make_network=network)
     vars(winner)["_files"] = files  # fills the cached property, which would read the files again
     if not files.is_of_loop:
@@ -346,12 +346,7 @@ class Study:
         result = self._read_result()
         if result is None or self.run_dir is None:
             return None
-        trial_number = result.winner.trial
-        config = None
-        for trial in self._stored.trials():
-            if trial.number == trial_number:
-                config = TrialRecord(trial).config
-        return _make_winner(result, self.run_dir, config)
+        return _make_winner(result, self.run_dir)
 
     def _read_result(self) -> Result | None:
         """Reads the result in the run directory, if it belongs to this study; None without one."""

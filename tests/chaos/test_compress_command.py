@@ -72,7 +72,7 @@ def test_compress_writes_its_files_and_uses_the_test_set_once(run_dir):
     assert 3 < sizes["unchanged, fp32"] / sizes["unchanged, int8"] < 4
     assert record["chosen"]["bytes"] == (folder / "winner.onnx").stat().st_size
     assert record["chosen"]["name"] == min(sizes, key=sizes.get)
-    assert uses(folder) == record["test"]["uses"] == 2
+    assert uses(folder) == record["test"]["test_set_uses"] == 2
     assert re.search(r"chosen .* by min bytes", printed)
     content = (folder / "winner.onnx").read_bytes()
     assert str(folder.parent).encode() not in content
@@ -108,4 +108,4 @@ def test_a_killed_compression_is_completed_by_the_same_command(run_dir):
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert record["chosen"]["bytes"] == (folder / "winner.onnx").stat().st_size
-    assert record["test"]["earlier"], "the test set was used once for this file"
+    assert record["test"]["tested_before"], "the test set was used once for this file"

@@ -72,8 +72,8 @@ def left_behind(run, opened):
     result = json.loads((run.folder / "winner.json").read_text())
     noted = len(opened.read_text().splitlines())
     # More were counted than made if a signal came between the two.
-    assert 1 <= noted <= uses == result["test"]["uses"]
-    return studies, result["winner"], result["test"] | {"uses": None}
+    assert 1 <= noted <= uses == result["test"]["test_set_uses"]
+    return studies, result["winner"], result["test"] | {"test_set_uses": None}
 
 
 def read_studies(url):

@@ -41,7 +41,7 @@ def digits_read(tmp_path_factory):
     weights = (10 * torch.linalg.solve(gram, inputs.T @ classes)).float().T
     layer = {"1.weight": weights[:, :784].clone(), "1.bias": weights[:, 784].clone()}
     transform = IMAGE | asdict(Embedded().transform)
-    return layer, FACTS | {"inputs": asdict(InputRange.measure(split)), "transform": transform}
+    return layer, FACTS | {"input_range": asdict(InputRange.measure(split)), "transform": transform}
 
 
 @pytest.fixture
@@ -147,7 +147,12 @@ def tabular(tmp_path):
     weights = {"2.weight": torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), "2.bias": torch.zeros(2)}
     state = model.state_dict() | weights | {"0.mean": torch.tensor([10.0, 0.0])}
     section = {"_target_": MODEL, "hidden": [], "standardize": True}
-    facts = {"shape": [2], "outputs": 2, "names": ["large", "small"], "columns": ["size", "age"]}
+    facts = {
+        "shape": [2],
+        "outputs": 2,
+        "class_names": ["large", "small"],
+        "columns": ["size", "age"],
+    }
     return write_winner(tmp_path / "tabular", section, state, **facts)
 
 
@@ -173,7 +178,7 @@ def test_a_table_is_read_by_column_names_and_an_array_by_their_order(tabular, tm
 def test_a_network_of_one_logit_gives_its_value_and_no_class(tmp_path):
     """A softmax over one column is 1 for every input."""
     weights = {"1.weight": torch.tensor([[1.0, -1.0]]), "1.bias": torch.zeros(1)}
-    facts = {"shape": [2], "outputs": 1, "names": ["no", "yes"]}
+    facts = {"shape": [2], "outputs": 1, "class_names": ["no", "yes"]}
     folder = write_winner(tmp_path, {"_target_": MODEL, "hidden": []}, weights, **facts)
     np.save(tmp_path / "rows.npy", np.array([[3.0, 1.0], [1.0, 3.0]]))
     answers = [*predict(load_network(folder), [tmp_path / "rows.npy"])]
@@ -400,7 +405,13 @@ def letters(tmp_path):
     """A run directory, of a network whose inputs were integers of a Dataset."""
     torch.manual_seed(0)
     state = MLP((5,), 3, hidden=[]).state_dict()
-    facts = {"shape": [5], "outputs": 3, "loaded": True, "kind": "int64", "reads": True}
+    facts = {
+        "shape": [5],
+        "outputs": 3,
+        "from_dataset": True,
+        "input_dtype": "int64",
+        "has_reader": True,
+    }
     facts["transform"] = {"_target_": f"{__name__}.Letters"}
     return write_winner(tmp_path / "letters", {"_target_": MODEL, "hidden": []}, state, **facts)
 

@@ -27,7 +27,7 @@ def document_of(**given: Any) -> dict[str, Any]:
         "candidates": rows,
     }
     if whole.get("test"):
-        whole["test"] = {"covers": "seeds", **whole["test"]}
+        whole["test"] = {"intervals_cover": "seeds", **whole["test"]}
     if whole.get("data") is not None:
         whole["data"] = DATA | whole["data"]
     return whole

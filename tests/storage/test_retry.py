@@ -375,5 +375,5 @@ def test_the_test_set_is_used_once_although_the_server_restarts_meanwhile(
             assert not again.wait(3)
             goes_on.set()
     stored = open_study(server.url, "s")
-    assert stored.test_uses() == Result.read(tmp_path).test.uses == 1
+    assert stored.test_uses() == Result.read(tmp_path).test.test_set_uses == 1
     stored.close()

@@ -57,7 +57,7 @@ def test_a_gain_may_be_chance_if_its_interval_has_0_in_it():
 def test_without_an_interval_it_is_not_known_whether_a_gain_is_real():
     unknown = "Whether the gain over the baseline is real is not known: "
     assert judge(make_tested(None)) == f"{unknown}an interval needs three seeds that differ."
-    assert judge(make_tested((0.1, 0.2), selected=True)).startswith(
+    assert judge(make_tested((0.1, 0.2), used_in_selection=True)).startswith(
         f"{unknown}the winner was chosen by"
     )
     lone = result_of(winner={"trial": 4}, test={"winner": {"mean": 0.97}})
@@ -65,7 +65,14 @@ def test_without_an_interval_it_is_not_known_whether_a_gain_is_real():
         assert judge(result) == "No gain is known: there is no baseline to compare the winner with."
 
 
-COMPARISON = {"trial": 4, "gain": 0.04, "error": 0.01, "margin": 0.02, "chosen": False, "seeds": 3}
+COMPARISON = {
+    "trial": 4,
+    "gain": 0.04,
+    "error": 0.01,
+    "seeds": 3,
+    "margin": 0.02,
+    "margin_is_set": False,
+}
 
 
 def test_an_untested_gain_is_judged_on_new_seeds():
@@ -73,7 +80,7 @@ def test_an_untested_gain_is_judged_on_new_seeds():
     won = judge(result_of(winner=winner, comparison=COMPARISON))
     gain = "0.0400 ± 0.0100 (standard error) on 3 new seeds"
     assert won == f"The gain over the baseline is real: {gain}, more than chance explains."
-    own_margin = judge(result_of(winner=winner, comparison={**COMPARISON, "chosen": True}))
+    own_margin = judge(result_of(winner=winner, comparison={**COMPARISON, "margin_is_set": True}))
     assert own_margin.startswith("Whether the gain over the baseline is real is not known")
 
 

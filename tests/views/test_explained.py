@@ -12,7 +12,7 @@ WINNER = {
     "classes": ["praise", "blame"],
 }
 EXPLANATIONS = {
-    "occlusions": [{"index": 7, "label": 4, "predicted": 9, "image": PIXEL, "most": 0.42}],
+    "occlusions": [{"index": 7, "label": 4, "predicted": 9, "image": PIXEL, "largest_loss": 0.42}],
     "calibration": {
         "error": 0.07,
         "confidence": 0.97,
@@ -20,8 +20,8 @@ EXPLANATIONS = {
         "bins": [BIN | {"interval": [0.6, 0.98]}],
     },
     "groups": {
-        "of": "group",
-        "left": 3,
+        "grouped_by": "group",
+        "omitted": 3,
         "rows": [{"name": "theo", "count": 50, "value": 0.9, "interval": [0.8, 0.95]}],
     },
     "texts": [
@@ -33,10 +33,10 @@ EXPLANATIONS = {
             "margin": 1.3863,
             "words": ["not", "so", "good", "of", "it", "good"],
             "changes": [-0.4, 0.01, 2.0, -0.02, 0.0, 2.0],
-            "left": 4,
+            "unexamined_words": 4,
         }
     ],
-    "columns": [{"name": "age", "worse": 0.1, "interval": [0.05, 0.15]}],
+    "columns": [{"name": "age", "worse_by": 0.1, "interval": [0.05, 0.15]}],
 }
 
 

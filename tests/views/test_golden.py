@@ -155,14 +155,14 @@ TEST = WINNER["test"]
 BASELINE = {
     "trial": 0,
     "baseline": True,
-    "gap": 0.0,
+    "selection_gap": 0.0,
     "mean": 0.9,
     "values": [0.91, 0.89],
     "std": 0.01,
 }
 BEST = {
     "trial": 1,
-    "gap": 0.0,
+    "selection_gap": 0.0,
     "mean": 0.95,
     "values": [0.94, 0.96],
     "search_value": 0.98,
@@ -170,16 +170,23 @@ BEST = {
 }
 OTHER = {
     "trial": 2,
-    "gap": 0.0,
+    "selection_gap": 0.0,
     "mean": 0.96,
     "values": [0.95, 0.97],
     "search_value": 0.97,
     "std": 0.01,
 }
 UNTESTED = {"winner": OTHER, "candidates": [BASELINE, BEST, OTHER], "seeds": [1, 2]}
-FAILED = BASELINE | {"failed": 1}
-COMPARISON = {"trial": 2, "gain": 0.06, "error": 0.01, "margin": 0.012, "chosen": False, "seeds": 2}
-STOPPED = OTHER | {"search_value": 0.91, "gap": None, "stopped": 3}
+FAILED = BASELINE | {"failed_trainings": 1}
+COMPARISON = {
+    "trial": 2,
+    "gain": 0.06,
+    "error": 0.01,
+    "margin": 0.012,
+    "margin_is_set": False,
+    "seeds": 2,
+}
+STOPPED = OTHER | {"search_value": 0.91, "selection_gap": None, "stopped_at_epoch": 3}
 
 
 def change_test(**keys):
@@ -190,25 +197,25 @@ RESULTS = {
     "tested": WINNER,
     "tested without a baseline": change_test(baseline=None, difference=None),
     "no difference shown": change_test(difference={"mean": 0.001, "interval": [-0.01, 0.012]}),
-    "an interval over examples, of two seeds": change_test(covers="examples"),
-    "an interval over seeds and examples": change_test(covers="seeds and examples"),
+    "an interval over examples, of two seeds": change_test(intervals_cover="examples"),
+    "an interval over seeds and examples": change_test(intervals_cover="seeds and examples"),
     "without validation splits": change_test(examples=None),
-    "used before, for the same networks": change_test(earlier=True),
+    "used before, for the same networks": change_test(tested_before=True),
     "chosen from the first trials": WINNER | {"trials": 8, "study_trials": 20},
     "with earlier trainings": WINNER
-    | {"reused": {"re-evaluation": [20, 20], "final-training": [0, 10]}},
+    | {"reused_trainings": {"re-evaluation": [20, 20], "final-training": [0, 10]}},
     "not tested": UNTESTED | {"untested": "data.test is missing"},
     "another trial than the best of the search": UNTESTED,
     "better than the baseline": UNTESTED | {"comparison": COMPARISON},
     "better by the margin of the user": UNTESTED
-    | {"comparison": COMPARISON | {"margin": 0.05, "chosen": True}},
+    | {"comparison": COMPARISON | {"margin": 0.05, "margin_is_set": True}},
     "the baseline, within chance": UNTESTED
     | {"winner": BASELINE, "comparison": COMPARISON | {"margin": 0.07}},
     "the baseline, within the margin of the user": UNTESTED
-    | {"winner": BASELINE, "comparison": COMPARISON | {"margin": 0.08, "chosen": True}},
+    | {"winner": BASELINE, "comparison": COMPARISON | {"margin": 0.08, "margin_is_set": True}},
     "a trial that the search had stopped": UNTESTED
     | {"winner": STOPPED, "candidates": [BASELINE, BEST, STOPPED]},
-    "tested on the networks that it was chosen for": change_test(selected=True),
+    "tested on the networks that it was chosen for": change_test(used_in_selection=True),
     "chosen by a rule": UNTESTED | {"winner": BEST, "rule": "max accuracy where parameters <= 9"},
     "the only candidate": UNTESTED | {"winner": BEST, "candidates": [BEST]},
     "the same value with each seed": UNTESTED
@@ -216,7 +223,7 @@ RESULTS = {
     "a baseline that failed on one seed": UNTESTED
     | {"candidates": [FAILED | {"values": [0.9]}, OTHER], "seeds": [1, 2]},
     "a baseline that failed on all seeds": UNTESTED
-    | {"candidates": [{"trial": 0, "baseline": True, "failed": 2}, OTHER]},
+    | {"candidates": [{"trial": 0, "baseline": True, "failed_trainings": 2}, OTHER]},
 }
 
 

@@ -21,7 +21,7 @@ WON = {
     "search_value": 0.931,
     "mean": 0.9212,
     "std": 0.0034,
-    "gap": 0.0098,
+    "selection_gap": 0.0098,
 }
 BASELINE_ROW = {"trial": 0, "search_value": 0.9, "baseline": True, "mean": 0.9012, "std": 0.0045}
 BEST_ROW = {"trial": 37, "search_value": 0.937, "mean": 0.911, "std": 0.02}
@@ -53,7 +53,7 @@ def parse(shown):
 
 def winner_of(document):
     number, params = document["winner"]["trial"], document["winner"]["params"]
-    return Winner(number, 0.5, params, None, None, None, details=document, run_dir=Path())
+    return Winner(number, 0.5, params, None, None, details=document, run_dir=Path())
 
 
 def rows_of(body):

@@ -38,7 +38,7 @@ def row(trial, *values, **more):
     return {"trial": trial, "values": values, "mean": sum(values) / len(values), **more}
 
 
-WON = row(4, 0.96, params={"lr": 0.1}, search_value=0.97, std=0.001, gap=0.0056)
+WON = row(4, 0.96, params={"lr": 0.1}, search_value=0.97, std=0.001, selection_gap=0.0056)
 WINNER = {
     "study": "toy",
     "trials": 8,
@@ -318,7 +318,7 @@ def test_only_embedded_images_are_shown(study_of):
         (f"{PIXEL}\n", 0),
     ):
         wrong = WINNER["wrong"][0] | {"image": image}
-        misled = {"index": 3, "label": 4, "predicted": 9, "image": image, "most": 0.4}
+        misled = {"index": 3, "label": 4, "predicted": 9, "image": image, "largest_loss": 0.4}
         explained = {"wrong": [wrong], "explanations": {"occlusions": [misled]}}
         page = render(stored, WINNER | explained, "")
         assert page.count("<img ") == page.count(f'src="{PIXEL}"') == count, image

@@ -201,7 +201,7 @@ def test_an_ablation_trains_on_the_seeds_of_the_re_evaluation(ablated):
 
 def test_the_simple_configuration_shares_the_single_use_of_the_test_set(ablated):
     stages, result, loaded = ablated
-    assert loaded == result.test.uses == stages.search.stored.test_uses() == 1
+    assert loaded == result.test.test_set_uses == stages.search.stored.test_uses() == 1
     ablation = result.ablation
     assert {*ablation.simple_defaults} == {row.name for row in ablation.rows if not row.needed}
     assert ablation.simple_worse_by <= 0.5

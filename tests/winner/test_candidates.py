@@ -24,7 +24,7 @@ ASHA = (
 def test_trials_that_asha_has_ended_are_candidates_and_train_to_the_end(tmp_path):
     definition = ask(*ASHA)
     url = f"sqlite:///{tmp_path}/study.db"
-    stages = stages_of(definition, url, tmp_path, 9, top=5, seeds=2)
+    stages = stages_of(definition, url, tmp_path, 9, top=5, seeds=1)
     train(stages.search, SPLIT, 9)
     work(stages)
     trials = {trial.number: trial for trial in stages.search.stored.trials()}
@@ -53,8 +53,8 @@ def test_trials_that_asha_has_ended_are_candidates_and_train_to_the_end(tmp_path
     result = evaluate_winner(stages, CountedTest(), ["x"])
     for row in result.candidates:
         epoch = stopped.get(CandidateId(row.trial))
-        assert row.stopped == epoch
-        assert (row.gap is None) == (epoch is not None)
+        assert row.stopped_at_epoch == epoch
+        assert (row.selection_gap is None) == (epoch is not None)
         if epoch is not None:
             assert describe_search_value(row).endswith(f" at epoch {epoch}")
     assert result.belongs_to(stages.search.stored)

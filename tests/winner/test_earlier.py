@@ -61,16 +61,16 @@ def test_a_larger_budget_reuses_trainings_and_test_of_its_candidates(
     again = evaluate_winner(small, pytest.fail, ["x"])
     assert (again.test, again.confusion) == (result.test, result.confusion)
     assert test_uses == 1
-    assert result.reused == {"re-evaluation": (0, 4), "final-training": (0, 4)}
+    assert result.reused_trainings == {"re-evaluation": (0, 4), "final-training": (0, 4)}
     weights = load_weights(tmp_path / "winner.pt")
     before = {*small.candidates}
     trained.clear()
     large, new_result, test_uses = evaluate_budget(definition, sqlite_url, tmp_path, 5)
     assert {*large.candidates} == before, "the fifth is not among the best"
     assert len(trained) == 1, "the fifth trial of the search"
-    assert new_result.reused == {"re-evaluation": (4, 4), "final-training": (4, 4)}
+    assert new_result.reused_trainings == {"re-evaluation": (4, 4), "final-training": (4, 4)}
     assert test_uses == 0
-    assert new_result.test == replace(result.test, earlier=True)
+    assert new_result.test == replace(result.test, tested_before=True)
     for stage, earlier_stage in (
         (large.reevaluation, small.reevaluation),
         (large.final_training, small.final_training),
@@ -85,7 +85,7 @@ def test_a_larger_budget_reuses_trainings_and_test_of_its_candidates(
     lines = "\n".join(describe_winner(new_result))
     assert "reused, as trained before: 4 of 4 re-evaluations, 4 of 4 final trainings" in lines
     repeated = evaluate_winner(large, CountedTest(), ["x"], repeat=True)
-    assert repeated.test == replace(result.test, uses=2)
+    assert repeated.test == replace(result.test, test_set_uses=2)
 
 
 @pytest.mark.parametrize("retrain", [True, False])
@@ -108,12 +108,12 @@ def test_the_networks_that_were_selected_are_not_tested_unless_asked(
     new_seeds = {*stages.reevaluation.source.new_seeds}
     if retrain:
         assert new_seeds.isdisjoint(stages.final_training.source.new_seeds)
-        assert result.reused["final-training"] == (0, 4)
-        assert not result.test.selected
+        assert result.reused_trainings["final-training"] == (0, 4)
+        assert not result.test.used_in_selection
     else:
         assert len(trained) == 8, "four in the search, and two candidates on two seeds"
         assert new_seeds == {*stages.final_training.source.new_seeds}
-        assert result.reused["final-training"] == (4, 4)
+        assert result.reused_trainings["final-training"] == (4, 4)
         assert stages.final_training.values() == stages.reevaluation.values()
         assert result.test.difference.interval is None
         assert "winner.retrain=true tests others" in describe_difference(result.test)
@@ -144,7 +144,7 @@ def test_a_baseline_that_wins_is_not_trained_again(definition, sqlite_url, tmp_p
     work(stages)
     result = evaluate_winner(stages, CountedTest(), ["x"])
     assert result.winner.baseline
-    assert result.reused["final-training"] == (2, 2)
+    assert result.reused_trainings["final-training"] == (2, 2)
 
 
 @pytest.mark.chaos
@@ -160,7 +160,7 @@ def test_the_result_of_a_loop_without_test_has_its_re_evaluated_states(
     assert (result.test, test_uses) == (None, 0)
     trained.clear()
     _, new_result, _ = evaluate_budget(definition, sqlite_url, tmp_path, 5)
-    assert new_result.reused == {"re-evaluation": (4, 4)}
+    assert new_result.reused_trainings == {"re-evaluation": (4, 4)}
     assert len(trained) == 1, "the fifth trial of the search"
     assert (tmp_path / "winner.pt").exists() == keeps
     if keeps:
@@ -178,12 +178,12 @@ def test_only_new_seeds_and_new_candidates_are_trained(definition, sqlite_url, t
     evaluate_budget(definition, sqlite_url, tmp_path, 4)
     trained.clear()
     stages, result, test_uses = evaluate_budget(definition, sqlite_url, tmp_path, 4, seeds=3)
-    assert result.reused == {"re-evaluation": (4, 6), "final-training": (4, 6)}
+    assert result.reused_trainings == {"re-evaluation": (4, 6), "final-training": (4, 6)}
     assert len(trained) == 4, "the third seed of each"
     assert test_uses == 1, "the networks of the third seed were not tested yet"
     trained.clear()
     stages, result, _ = evaluate_budget(definition, sqlite_url, tmp_path, 4, top=3)
-    assert result.reused["re-evaluation"] == (4, 2 * len(stages.candidates))
+    assert result.reused_trainings["re-evaluation"] == (4, 2 * len(stages.candidates))
     assert len(stages.candidates) > 2
 
 
@@ -207,10 +207,10 @@ def test_trainings_of_other_code_are_not_reused(definition, sqlite_url, tmp_path
     _, result, _ = evaluate_budget(definition_with_code("a"), sqlite_url, tmp_path, 4)
     trained.clear()
     _, repeated, test_uses = evaluate_budget(definition_with_code("b"), sqlite_url, tmp_path, 4)
-    assert repeated.reused == {"re-evaluation": (0, 4), "final-training": (0, 4)}
+    assert repeated.reused_trainings == {"re-evaluation": (0, 4), "final-training": (0, 4)}
     assert test_uses == 1
     assert len(trained) == 8
     assert repeated.stage != result.stage
     _, back, test_uses = evaluate_budget(definition_with_code("a"), sqlite_url, tmp_path, 4)
-    assert back.reused == {"re-evaluation": (4, 4), "final-training": (4, 4)}
+    assert back.reused_trainings == {"re-evaluation": (4, 4), "final-training": (4, 4)}
     assert test_uses == 0

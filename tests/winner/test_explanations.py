@@ -54,8 +54,8 @@ def test_each_class_has_an_accuracy():
     outputs = nn.functional.one_hot(torch.tensor([0, 0, 1, 1]), 2).float()
     part = split_of(torch.zeros(4, 1), targets, 2, names=("cat", "dog"))
     groups = measure_groups(ACCURACY, Outputs(outputs, targets), part)
-    assert groups.of == "class"
-    assert groups.left == 0
+    assert groups.grouped_by == "class"
+    assert groups.omitted == 0
     rows = {row.name: (row.count, row.value) for row in groups.rows}
     assert rows == {"cat": (3, pytest.approx(2 / 3)), "dog": (1, 1.0)}
 
@@ -78,7 +78,7 @@ def test_groups_are_preferred_to_classes_and_work_for_regression():
     part = Grouped(torch.zeros(3, 1), targets, 1, "toy")
     outputs = Outputs(targets + torch.tensor([[1.0], [0.0], [3.0]]), targets)
     groups = measure_groups(MSE, outputs, part)
-    assert groups.of == "group"
+    assert groups.grouped_by == "group"
     rows = {row.name: row for row in groups.rows}
     assert rows["theo"].value == pytest.approx((1 + 9) / 2)
     assert rows["george"].interval == (0.0, 0.0)
@@ -101,9 +101,9 @@ def test_only_the_column_that_decides_makes_the_metric_worse():
     outputs = Outputs(predict(part), targets)
     first, *others = permute_columns(ACCURACY, predict, outputs, part, 0)
     assert first.name == "b"
-    assert first.worse == pytest.approx(0.5, abs=0.1)
-    assert first.interval[0] <= first.worse <= first.interval[1]
-    assert [row.worse for row in others] == [0.0, 0.0]
+    assert first.worse_by == pytest.approx(0.5, abs=0.1)
+    assert first.interval[0] <= first.worse_by <= first.interval[1]
+    assert [row.worse_by for row in others] == [0.0, 0.0]
     again = permute_columns(ACCURACY, predict, outputs, part, 0)
     assert again[0] == first
     assert torch.equal(part.inputs, inputs)
@@ -129,7 +129,7 @@ def test_the_part_of_an_image_that_decides_is_drawn_red():
         lambda examples: bright_corner(examples.inputs), part, outputs, [0]
     )
     assert (occlusion.index, occlusion.label, occlusion.predicted) == (0, 0, 1)
-    assert 0 < occlusion.most <= 1
+    assert 0 < occlusion.largest_loss <= 1
     kind, _, content = occlusion.image.partition(",")
     assert kind == "data:image/png;base64"
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(content)))).astype(int)
@@ -186,7 +186,7 @@ def test_covered_images_are_collated_like_those_of_the_test(caplog):
     measured = MeasuredNetwork(job(), network, ACCURACY, outputs, test)
     explanations = explain(measured)
     assert sorted(one.index for one in explanations.occlusions) == [0, 1, 2]
-    assert explanations.occlusions[0].most > 0.1
+    assert explanations.occlusions[0].largest_loss > 0.1
     assert max(size for size, _ in network.batches) == 2
     assert max(brightest for _, brightest in network.batches) == 1.0
 

@@ -64,7 +64,7 @@ def test_a_loop_predicts_like_its_network_in_python_and_in_the_shell(ended, tmp_
 
 def test_the_network_of_a_loop_is_explained(ended):
     result = Result.load(ended)
-    assert (result.own_test, result.is_of_loop) == (False, True)
+    assert (result.tested_by_function_only, result.is_of_loop) == (False, True)
     assert result.data.shape == SPLIT.shape
     assert sum(map(sum, result.confusion)) == result.test.examples == len(SPLIT)
     assert result.explanations.calibration is not None
@@ -211,7 +211,7 @@ class Words(nn.Module):
 
 IDS, FEATURES = torch.tensor([[1, 2], [0, 6]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
 PIXELS = torch.linspace(0, 1, 2 * 4 * 5).reshape(2, 1, 4, 5)
-DATASET = {"loaded": True, "outputs": 3}
+DATASET = {"from_dataset": True, "outputs": 3}
 # By name: the network, the facts of its data, its inputs, and the file that holds them.
 LIKE_PYTHON = {
     "named inputs": (Named, {"classifies": False}, {"features": FEATURES, "ids": IDS}, "npz"),
@@ -219,8 +219,8 @@ LIKE_PYTHON = {
     "maps of classes": (Segments, {"shape": [1, 4, 5]}, PIXELS, "npy"),
     "maps of numbers": (Segments, {"shape": [1, 4, 5], "classifies": False}, PIXELS, "npy"),
     "an array with a name": (Segments, {"shape": [1, 4, 5]}, {"x": PIXELS}, "npz"),
-    "token ids": (Words, {"shape": [3], "kind": "int64"}, IDS, "npy"),
-    "lines of token ids": (Words, {"shape": [3], "kind": "int64"}, IDS, "csv"),
+    "token ids": (Words, {"shape": [3], "input_dtype": "int64"}, IDS, "npy"),
+    "lines of token ids": (Words, {"shape": [3], "input_dtype": "int64"}, IDS, "csv"),
 }
 
 
@@ -302,7 +302,9 @@ def test_unusable_input_files_are_refused_with_the_fix(tmp_path, capsys):
     for (name, reason), error in zip(words.items(), errors, strict=True):
         assert f"{name}: " in error
         assert reason in error
-    write_winner(folder, section, Named().state_dict(), shape=[2], kind="int64", loaded=True)
+    write_winner(
+        folder, section, Named().state_dict(), shape=[2], input_dtype="int64", from_dataset=True
+    )
     (tmp_path / "part.csv").write_text("1,2.5\n")
     assert main(["predict", str(folder), str(tmp_path / "part.csv")]) == 2
     assert "must be integers" in capsys.readouterr().err

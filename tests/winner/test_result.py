@@ -68,5 +68,5 @@ def test_no_view_shows_a_spread_if_the_training_ignores_the_seed():
 
 
 def test_accepted_files_are_those_that_the_transform_reads():
-    facts = {"shape": [5], "transform": {"_target_": "mine.Letters"}, "reads": True}
+    facts = {"shape": [5], "transform": {"_target_": "mine.Letters"}, "has_reader": True}
     assert describe_accepted_files(result_of(data=facts).data) == "files that mine.Letters reads"

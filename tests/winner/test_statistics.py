@@ -51,7 +51,7 @@ def test_equal_networks_are_still_uncertain_by_the_examples():
     assert summarize(values[4]).interval is None
     binomial = 2 * 1.96 * np.sqrt(values[4][0] * (1 - values[4][0]) / EXAMPLES)
     assert width(test.winner.interval) == pytest.approx(binomial, rel=0.15)
-    assert test.covers == "examples"
+    assert test.intervals_cover == "examples"
 
 
 def test_without_a_spread_over_examples_an_interval_is_student_t():
@@ -64,7 +64,7 @@ def test_without_a_spread_over_examples_an_interval_is_student_t():
 
 def test_a_single_seed_has_an_interval_over_the_examples():
     _, test = intervals({4: evaluate(1, 0.9), 0: evaluate(1, 0.5, 1)})
-    assert test.covers == "examples"
+    assert test.intervals_cover == "examples"
     assert test.difference.interval[0] > 0
 
 
@@ -72,7 +72,7 @@ def test_without_values_of_examples_an_interval_covers_only_the_seeds():
     """The difference is the mean of the differences between equal seeds."""
     assert resample(METRICS["accuracy"], {4: evaluate(1, 0.9)}, EXAMPLES // 2, 0) is None
     test = compare({4: [0.9, 0.8, 0.7], 0: [0.7, 0.6, 0.5]}, 4, 0)
-    assert test.covers == "seeds"
+    assert test.intervals_cover == "seeds"
     assert test.winner.interval == summarize([0.9, 0.8, 0.7]).interval
     assert test.difference.mean == pytest.approx(0.2)
     assert test.difference.std == pytest.approx(0.0, abs=1e-12)
@@ -95,7 +95,7 @@ def test_a_metric_that_is_not_a_mean_is_computed_on_each_resample():
         for n, error in ((4, 0.1), (0, 0.5))
     }
     _, test = intervals(evaluated, "rmse")
-    assert test.covers == "seeds and examples"
+    assert test.intervals_cover == "seeds and examples"
     assert test.difference.interval[1] < 0
 
 
@@ -124,7 +124,7 @@ def test_a_spread_needs_three_different_seeds():
     two = evaluate(2, 0.9)
     baselines = evaluate(3, 0.8, 1)
     for winner, baseline in ((two, baselines[:2]), (one * 3, baselines)):
-        assert intervals({4: winner, 0: baseline})[1].covers == "examples"
+        assert intervals({4: winner, 0: baseline})[1].intervals_cover == "examples"
 
 
 def test_values_that_differ_only_by_rounding_have_no_difference():

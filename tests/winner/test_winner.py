@@ -158,7 +158,7 @@ def test_values_are_those_of_plain_trainings_and_the_best_mean_wins(evaluated):
     winner = reevaluated.winner.trial
     assert means[winner] == max(means.values())
     assert result.winner.trial == winner
-    assert result.winner.gap == pytest.approx(result.winner.search_value - means[winner])
+    assert result.winner.selection_gap == pytest.approx(result.winner.search_value - means[winner])
 
 
 def test_the_same_seed_gives_the_same_weights_on_all_training_data(evaluated):
@@ -200,7 +200,7 @@ def test_a_single_candidate_wins_without_re_evaluation_unless_it_failed(tmp_path
     assert [stage.title for stage in stages] == ["search", "final-training"]
     result = evaluate_winner(stages, CountedTest(), ["x"])
     assert result.winner.trial == 0
-    assert result.winner.gap is None
+    assert result.winner.selection_gap is None
     assert len(result.test.winner.values) == 2
     diverging = ask(*TINY[:-1], "space=none", "pruner=none", "optimizer=sgd", "optimizer.lr=1e30")
     (tmp_path / "diverging").mkdir()
@@ -291,7 +291,7 @@ def test_each_use_of_the_test_set_is_counted_before_it_is_loaded(definition, tmp
         evaluate_winner(stages, killed, ["x"])
     result = evaluate_winner(stages, CountedTest(), ["x"])
     reopened = open_study(f"sqlite:///{tmp_path}/study.db", "s")
-    assert result.test.uses == reopened.test_uses() == 2
+    assert result.test.test_set_uses == reopened.test_uses() == 2
     assert "the test set was used 2 times" in "\n".join(describe_winner(result))
     assert "used 2 times" in (tmp_path / "model_card.md").read_text()
     for file in stages.final_training.weights.iterdir():  # as if another host had them
@@ -308,9 +308,9 @@ def test_an_error_in_what_the_report_shows_keeps_the_test(
     work(stages)
     monkeypatch.setattr(measurement, "describe_predictions", lambda *_: {}["gone"])
     result = evaluate_winner(stages, CountedTest(), ["x"])
-    assert (result.test.uses, result.test.examples, result.confusion) == (1, 200, None)
+    assert (result.test.test_set_uses, result.test.examples, result.confusion) == (1, 200, None)
     assert "the report lacks the winner's predictions: KeyError: 'gone'" in caplog.text
-    assert evaluate_winner(stages, CountedTest(), ["x"]).test.uses == 1
+    assert evaluate_winner(stages, CountedTest(), ["x"]).test.test_set_uses == 1
 
 
 @pytest.mark.chaos
@@ -330,7 +330,7 @@ def test_an_error_in_the_test_of_a_loop_is_explained(definition, tmp_path, monke
             wrong.setattr(toys, "test", test)
             with pytest.raises(NoWinner, match=reason):
                 evaluate_winner(stages, CountedTest(), ["x"])
-    assert evaluate_winner(stages, CountedTest(), ["x"]).test.uses == 4
+    assert evaluate_winner(stages, CountedTest(), ["x"]).test.test_set_uses == 4
 
 
 @pytest.mark.chaos  # scikit-learn takes seconds to import
@@ -360,7 +360,7 @@ def test_scores_and_wrong_images_are_those_of_the_stored_networks(evaluated):
     assert result.test.winner.values[0] == pytest.approx(accuracy, abs=1e-7)
     assert result.test.examples == len(images.targets)
     if result.confusion is None:  # a loop's test returns its values itself
-        assert result.test.further[0].keys() == {"accuracy", "loss"}
+        assert result.test.further_values[0].keys() == {"accuracy", "loss"}
         return
     confusion = np.array(result.confusion)
     assert confusion.sum() == result.test.examples == len(images.targets)
@@ -438,7 +438,7 @@ def test_the_least_mean_wins_if_less_is_better(forecast):
     assert means[stages.reevaluated.winner.trial] == min(means.values())
     assert [*means.values()] == sorted(means.values())
     row = result.winner
-    assert row.gap == pytest.approx(row.mean - row.search_value), (
+    assert row.selection_gap == pytest.approx(row.mean - row.search_value), (
         "above 0 if the search overrated it"
     )
     for seed in range(2):
@@ -515,13 +515,13 @@ def test_only_trials_that_satisfy_the_rule_are_re_evaluated(two, tmp_path):
     result = evaluate_winner(stages, CountedTest(), ["python", "-m", "studies.pareto"])
     means = {row.trial: row.mean for row in result.candidates}
     assert means[winner] == max(means[number] for number in satisfying[:2])
-    assert (result.rule, result.keeps) == ("max accuracy where parameters < 400", True)
+    assert (result.rule, result.satisfies_rule) == ("max accuracy where parameters < 400", True)
     assert result.winner.costs == {"parameters": costs[winner]}
     assert result.test.difference is not None
     reason, tested, *_ = describe_winner(result)
     assert reason.startswith(f"winner: trial {winner}, ")
     assert tested.endswith(f", parameters {costs[winner]:.0f}")
-    *_, last = describe_winner(replace(result, keeps=False))
+    *_, last = describe_winner(replace(result, satisfies_rule=False))
     assert "on new seeds no candidate satisfies max accuracy where parameters < 400" in last
     card = (tmp_path / "model_card.md").read_text()
     assert "Chosen by `max accuracy where parameters < 400`" in card
@@ -538,7 +538,7 @@ def test_a_rule_that_is_set_again_tests_its_earlier_networks(two):
         winners.append(stages.reevaluated.winner.trial)
     costs = costs_of(stages)
     assert costs[winners[1]] == min(costs.values())
-    assert [test.uses for test in tests] == [1, 2, 2]
+    assert [test.test_set_uses for test in tests] == [1, 2, 2]
     assert tests[0].winner == tests[2].winner != tests[1].winner
 
 
@@ -652,7 +652,7 @@ def test_a_decision_for_the_baseline_is_said_in_numbers():
     assert sentence.startswith("the default configuration, since trial 3 beat it by only 0.0100 ± ")
     assert " (standard error) on 3 new seeds, and chance explains at most 0.0" in sentence
     assert sentence.endswith("; winner.margin=0 takes trial 3")
-    won = describe_comparison(replace(comparison, margin=0.005, chosen=True))
+    won = describe_comparison(replace(comparison, margin=0.005, margin_is_set=True))
     assert won.startswith("since it beat the baseline by 0.0100 ± ")
     assert won.endswith(", and winner.margin is 0.0050")
     worse = replace(comparison, gain=-0.01)

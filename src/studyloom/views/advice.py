@@ -148,7 +148,7 @@ def _judge_test(test: Scores, sign: int) -> str:
     difference = test.difference
     if difference is None:
         return NO_BASELINE
-    if test.selected:
+    if test.used_in_selection:
         return (
             "Whether the gain over the baseline is real is not known: the winner was chosen by the "
             "values of these networks."
@@ -173,7 +173,7 @@ def _judge_test(test: Scores, sign: int) -> str:
 def _judge_comparison(comparison: Comparison) -> str:
     """Says whether the gain on new seeds is more than chance, if there is no test."""
     gain = _format_gain(comparison)
-    if comparison.error > 0 and not comparison.chosen:
+    if comparison.error > 0 and not comparison.margin_is_set:
         return f"The gain over the baseline is real: {gain}, more than chance explains."
     return f"Whether the gain over the baseline is real is not known: {gain}, and no interval."
 
@@ -186,7 +186,7 @@ def _judge_lead(result: Result, sign: int) -> str:
     winner = result.winner
     compared = []  # other candidates that have a value on each seed
     for candidate in result.candidates:
-        has_all = len(candidate.values) == len(winner.values) and not candidate.failed
+        has_all = len(candidate.values) == len(winner.values) and not candidate.failed_trainings
         if candidate != winner and not candidate.baseline and has_all:
             compared.append(candidate)
     if not compared or len(winner.values) < SEEDS_OF_INTERVAL:

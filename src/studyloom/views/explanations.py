@@ -62,7 +62,7 @@ def render_explanations(result: Result) -> Iterator[page.Section]:
 
 def _show_occlusion(occlusion: Occlusion) -> page.CaptionedImage:
     """Shows an image with the patches that misled the winner."""
-    largest_loss_of_confidence = occlusion.most
+    largest_loss_of_confidence = occlusion.largest_loss
     return page.CaptionedImage(
         source=occlusion.image,
         label=f"what misled the winner on test image {occlusion.index}",
@@ -87,8 +87,8 @@ def _render_text(text: ExplainedText, classes: Sequence[str]) -> page.Part:
     words_for_truth = _list_strongest(weights, sign=-1)
     if words_for_truth:
         lines.append(f"for {truth}: {', '.join(words_for_truth)}")
-    if text.left:
-        lines.append(f"{text.left} further words were not tested")
+    if text.unexamined_words:
+        lines.append(f"{text.unexamined_words} further words were not tested")
     shaded = page.Shaded([(word, change / largest) for word, change in weights])
     probabilities = " and ".join(map(format_number, text.probabilities))
     # The margin is the log of the predicted class's probability divided by the true class's.
@@ -168,14 +168,14 @@ def draw_calibration(bins: Sequence[Bin]) -> Chart | str:
 
 def _render_groups(groups: Groups, metric: str) -> page.Part:
     """Renders the metric of each group of examples, such as of each class."""
-    kind = groups.of
+    kind = groups.grouped_by
     rows = []
     for group in groups.rows:
         interval = " to ".join(map(format_number, group.interval))
         rows.append((group.name, group.count, format_number(group.value), interval))
     note = ""
-    if groups.left:
-        note = f"{groups.left} further ones with fewer examples are left out."
+    if groups.omitted:
+        note = f"{groups.omitted} further ones with fewer examples are left out."
     head = (kind, "examples", metric, "95% interval")
     table = PageTable(head, rows, text_columns=(0,), note=note)
     return page.make_part("groups", [table], kind=kind, Kind=kind.capitalize())
@@ -186,6 +186,6 @@ def _render_columns(columns: Sequence[Column], metric: str) -> page.Part:
     rows = []
     for column in columns:
         interval = " to ".join(map(format_number, column.interval))
-        rows.append((column.name, format_number(column.worse), interval))
+        rows.append((column.name, format_number(column.worse_by), interval))
     head = ("column", f"{metric} worse by", "5% to 95%")
     return page.make_part("columns", [PageTable(head, rows, text_columns=(0,))])

@@ -1383,7 +1383,7 @@ def draw_predictions(stored: Predictions) -> Chart | str:
         rows.append((example, format_value(target), format_value(prediction)))
     note = _count_left_out(rows, len(pairs), "examples")
     table = PageTable(("example", "true value", "prediction"), rows, note=note)
-    if stored.ordered:
+    if stored.in_time_order:
         return _draw_predictions_over_time(targets, predicted, table)
     return _draw_predictions_over_targets(targets, predicted, table)
 

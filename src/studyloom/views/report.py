@@ -321,7 +321,7 @@ def _make_candidate_table(result: Result) -> PageTable:
             candidate.trial,
             words.describe_search_value(candidate),
             reevaluation,
-            words.format_number(candidate.gap, "+"),
+            words.format_number(candidate.selection_gap, "+"),
             role,
             "  ".join([*costs, words.format_parameters(candidate.params)]),
         )

@@ -46,12 +46,12 @@ def write_model_card(evaluated: EvaluatedWinner, test: Scores, run_dir: Path) ->
         baseline = words.format_mean(test.baseline)
         difference = words.describe_difference(test)
         parts.append(f"The baseline has {baseline}; the difference is {difference}.")
-    if winner.reevaluation is not None and winner.gap is not None:
+    if winner.reevaluation is not None and winner.selection_gap is not None:
         parts.append(
             f"{words.describe_choice(result).capitalize()}. Its value in the search was "
             f"{format_value(winner.search_value)}, and {words.describe_new_seeds(test)} "
             f"{words.format_mean(winner.reevaluation)}. The selection gap is "
-            f"{format_value(winner.gap, '+')}; above 0, the search overrated it."
+            f"{format_value(winner.selection_gap, '+')}; above 0, the search overrated it."
         )
     if winner.costs:
         costs = in_markdown(words.format_costs(winner.costs))

@@ -378,9 +378,9 @@ def name_trial(candidate: Candidate) -> str:
 def describe_search_value(candidate: Candidate) -> str:
     """Formats the value of a candidate in the search, with the epoch at which it was stopped."""
     value = format_number(candidate.search_value)
-    if candidate.stopped is None:
+    if candidate.stopped_at_epoch is None:
         return value
-    return f"{value} at epoch {candidate.stopped}"
+    return f"{value} at epoch {candidate.stopped_at_epoch}"
 
 
 def list_facts(result: Result, *, with_uncertainty: bool = True) -> Iterator[Fact]:
@@ -411,8 +411,8 @@ def _list_untested(result: Result, *, with_uncertainty: bool) -> Iterator[Fact]:
     for candidate in result.candidates:
         if candidate.baseline and candidate.reevaluation and candidate != winner:
             yield Fact("baseline", format_mean(candidate.reevaluation))
-    if winner.gap is not None:
-        yield Fact("selection gap", format_value(winner.gap, "+"))
+    if winner.selection_gap is not None:
+        yield Fact("selection gap", format_value(winner.selection_gap, "+"))
     yield from _summarize_ablation(result)
     spread = ""
     if with_uncertainty or reevaluation.is_same_for_all_seeds:
@@ -436,18 +436,19 @@ def _list_tested(result: Result, test: Scores, *, with_uncertainty: bool) -> Ite
         yield Fact("difference", describe_difference(test))
     for rule, value in test.references.items():
         yield Fact(rule, format_value(value))
-    if winner.reevaluation is not None and winner.gap is not None:
+    if winner.reevaluation is not None and winner.selection_gap is not None:
         mean = f"{format_mean(winner.reevaluation)} {describe_new_seeds(test)}"
-        yield Fact("selection gap", format_value(winner.gap, "+"), mean)
+        yield Fact("selection gap", format_value(winner.selection_gap, "+"), mean)
     yield from _summarize_ablation(result)
     if with_uncertainty:
         yield from _list_notes(*explain_uncertainty(test))
     if result.is_of_loop and test.winner.is_same_for_all_seeds:
         yield Fact("", FOLLOW_SEED)
     yield from _list_notes(describe_reuse(result))
-    if test.uses > 1:
-        yield Fact("", f"the test set was {format_uses(test.uses)}, and each use proves less")
-    satisfies_rule = result.keeps  # on new seeds
+    if test.test_set_uses > 1:
+        uses = format_uses(test.test_set_uses)
+        yield Fact("", f"the test set was {uses}, and each use proves less")
+    satisfies_rule = result.satisfies_rule  # on new seeds
     if not satisfies_rule:
         yield Fact("", f"on new seeds no candidate satisfies {result.rule}; this is the best")
 
@@ -522,7 +523,7 @@ def list_remarks(result: Result) -> Iterator[str]:
     """
     comparison = result.comparison
     has_won = comparison is not None and comparison.is_won
-    if not has_won or any(candidate.failed for candidate in result.candidates):
+    if not has_won or any(candidate.failed_trainings for candidate in result.candidates):
         yield f"winner: {name_trial(result.winner)}, {explain_choice(result)}"
     for fact in list_facts(result, with_uncertainty=False):
         if fact.label not in ("winner", "baseline", "difference", "selection gap"):
@@ -533,7 +534,7 @@ def explain_choice(result: Result) -> str:
     """Says why the winner is not another candidate, and which of them failed in re-evaluations."""
     parts = [_explain_comparison(result)]
     for candidate in result.candidates:
-        if candidate.failed:
+        if candidate.failed_trainings:
             parts.append(describe_failures(candidate))
     return "; ".join(parts)
 
@@ -554,7 +555,7 @@ def _explain_comparison(result: Result) -> str:
     seeds = plural(len(winner.values), "new seed")
     other_means = []  # of the other candidates that have a value on each seed
     for candidate in result.candidates:
-        if candidate != winner and candidate.mean is not None and not candidate.failed:
+        if candidate != winner and candidate.mean is not None and not candidate.failed_trainings:
             other_means.append(candidate.mean)
     if not other_means:
         return f"the only candidate with values on all of {seeds}"
@@ -578,7 +579,7 @@ def describe_comparison(comparison: Comparison) -> str:
     if comparison.error > 0:
         gain += f" ± {format_error(comparison.error, gain)} (standard error)"
     margin = ""
-    if comparison.chosen:
+    if comparison.margin_is_set:
         margin = f", and winner.margin is {format_value(comparison.margin)}"
     elif comparison.margin > 0:
         margin = f", and chance explains at most {format_value(comparison.margin)}"
@@ -593,8 +594,8 @@ def describe_failures(candidate: Candidate) -> str:
     name = name_trial(candidate)
     if candidate.baseline:
         name = "the baseline"
-    count = plural(candidate.failed + len(candidate.values), "re-evaluation")
-    text = f"{name} failed in {candidate.failed} of {count}"
+    count = plural(candidate.failed_trainings + len(candidate.values), "re-evaluation")
+    text = f"{name} failed in {candidate.failed_trainings} of {count}"
     if candidate.baseline and not candidate.values:
         text += ", so that nothing is compared with it"
     return text
@@ -606,7 +607,7 @@ def describe_reuse(result: Result) -> str:
     An example is "reused, as trained before: 2 of 10 re-evaluations, 1 of 2 final trainings".
     """
     counts = []
-    for stage, (reused_count, total) in result.reused.items():
+    for stage, (reused_count, total) in result.reused_trainings.items():
         if reused_count > 0:
             trainings = TRAININGS.get(stage, stage)  # "re-evaluations" for "re-evaluation"
             counts.append(f"{reused_count} of {total} {trainings}")
@@ -624,7 +625,7 @@ def explain_no_predictions(result: Result) -> str:
     """Says why a result has no predictions to show; empty if it should have some."""
     if result.test is None:
         return explain_no_test(result)
-    if result.own_test:
+    if result.tested_by_function_only:
         return OWN_TEST
     return ""
 
@@ -635,11 +636,11 @@ def explain_no_predictions(result: Result) -> str:
 def describe_cover(test: Scores) -> str:
     """Says what the intervals cover."""
     seeds = len(test.winner.values)
-    if test.covers == "examples" and seeds > 1:  # the value of a new seed may lie outside
+    if test.intervals_cover == "examples" and seeds > 1:  # the value of a new seed may lie outside
         return f"over examples, for the mean of these {seeds} seeds only"
-    if test.covers == "seeds":
+    if test.intervals_cover == "seeds":
         return "over seeds only"
-    return f"over {test.covers}"
+    return f"over {test.intervals_cover}"
 
 
 def describe_difference(test: Scores, *, with_cover: bool = True) -> str:
@@ -652,7 +653,7 @@ def describe_difference(test: Scores, *, with_cover: bool = True) -> str:
     if difference is None:
         return ""
     mean = format_value(difference.mean, "+")
-    if test.selected:
+    if test.used_in_selection:
         return f"{mean}, {SELECTED_NETWORKS}"
     if difference.interval is None:
         if len(difference.values) > 1:
@@ -688,11 +689,11 @@ def explain_uncertainty(test: Scores) -> list[str]:
 
 def describe_test_use(test: Scores) -> str:
     """Says how often the test set was used, and when."""
-    if test.earlier:
+    if test.tested_before:
         when = "for these networks when an earlier result had the same winner"
     else:
         when = "after the winner was chosen"
-    return f"{format_uses(test.uses)}, {when}"
+    return f"{format_uses(test.test_set_uses)}, {when}"
 
 
 def format_uses(uses: int) -> str:
@@ -844,7 +845,7 @@ def describe_accepted_files(data: DataFacts) -> str:
     """Describes the files that `studyloom predict` takes, by the inputs of the network."""
     shape = data.shape
     transform = data.transform or {}
-    if data.reads:
+    if data.has_reader:
         return f"files that {transform['_target_']} reads"
     if shape is None:
         return ".npz files with an array for each input of the network, in order or by name"

@@ -93,13 +93,13 @@ def evaluate_winner(
         stage=last_stage.stored.name,
         trials=evaluation.trials,
         study_trials=sum(search.ledger.counts().values()),
-        reused=count_reused_trainings(evaluation),
-        written=datetime.now(UTC).isoformat(timespec="seconds"),
+        reused_trainings=count_reused_trainings(evaluation),
+        written_at=datetime.now(UTC).isoformat(timespec="seconds"),
         winner=candidates[winner],
         candidates=tuple(candidates.values()),
         metric=search.objectives[0],
         rule=str(evaluation.rule),
-        keeps=reevaluated.satisfies_rule,
+        satisfies_rule=reevaluated.satisfies_rule,
         comparison=reevaluated.comparison,
         ablation=evaluation.ablation,
         command=tuple(command),
@@ -169,7 +169,7 @@ def describe_candidates(
         """Ranks a candidate by its faults, since False sorts before True, and then by its mean."""
         candidate = candidates[candidate_id]
         lacks_values = candidate.mean is None
-        has_failed = candidate.failed > 0
+        has_failed = candidate.failed_trainings > 0
         return lacks_values, has_failed, -sign * (candidate.mean or 0.0)
 
     return {candidate_id: candidates[candidate_id] for candidate_id in sorted(candidates, key=rank)}
@@ -196,11 +196,12 @@ def describe_candidate(
         search_value=search_value,
         costs=costs,
         baseline=source.is_baseline,
-        stopped=source.stopped,
+        stopped_at_epoch=source.stopped,
     )
     new_values = list(reevaluated.values_by_seed(candidate_id).values())
     if reevaluated.values is not None:
-        candidate = replace(candidate, failed=reevaluated.seeds - len(new_values))
+        failed_trainings = reevaluated.seeds - len(new_values)
+        candidate = replace(candidate, failed_trainings=failed_trainings)
     if new_values:
         summary = summarize(new_values, bounds)
         selection_gap = None
@@ -212,7 +213,7 @@ def describe_candidate(
             mean=summary.mean,
             std=summary.std,
             interval=summary.interval,
-            gap=selection_gap,
+            selection_gap=selection_gap,
         )
     return candidate
 

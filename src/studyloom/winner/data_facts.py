@@ -49,12 +49,12 @@ def describe_data(
         std=split.std,
         dtype=find_input_type(trainings, winner, split),
         classifies=examples.classifies,
-        names=tuple(examples.names),
+        class_names=tuple(examples.names),
         columns=tuple(examples.columns),
-        inputs=range_facts,
-        loaded=not split.in_memory,
-        kind=split.kind,
-        reads=isinstance(transform, Reader),
+        input_range=range_facts,
+        from_dataset=not split.in_memory,
+        input_dtype=split.kind,
+        has_reader=isinstance(transform, Reader),
         transform=describe_transform(transform, transform_section, split),
     )
 

@@ -58,12 +58,12 @@ class Groups:
     """The metric on each group of examples, or on each class.
 
     Attributes:
-        of: "group" or "class".
-        left: how many groups or classes are left out.
+        grouped_by: "group" or "class".
+        omitted: how many groups or classes are left out.
     """
 
-    of: str
-    left: int
+    grouped_by: str
+    omitted: int
     rows: tuple[GroupMean, ...]
 
 
@@ -72,11 +72,11 @@ class Column:
     """The loss in the metric when one column of a table is shuffled.
 
     Attributes:
-        worse: how much worse the metric gets, on average over several shuffles.
+        worse_by: how much worse the metric gets, on average over several shuffles.
     """
 
     name: str
-    worse: float
+    worse_by: float
     interval: Interval
 
 
@@ -87,14 +87,14 @@ class Occlusion:
     Attributes:
         index: the position of the image in the test set.
         image: a PNG in a data URL.
-        most: the largest loss of confidence.
+        largest_loss: the largest loss of confidence.
     """
 
     index: int
     label: int
     predicted: int
     image: str
-    most: float
+    largest_loss: float
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class ExplainedText:
         words: the words that were examined.
         changes: how much each word's absence lowers the margin.
         margin: the log of the ratio of the predicted class's probability to the true class's.
-        left: how many further words were not examined.
+        unexamined_words: how many further words were not examined.
     """
 
     index: int
@@ -117,7 +117,7 @@ class ExplainedText:
     margin: float
     words: tuple[str, ...]
     changes: tuple[float, ...]
-    left: int = 0
+    unexamined_words: int = 0
 
 
 @dataclass(frozen=True)

@@ -192,8 +192,8 @@ class InputFormat:
         """
         self._check(rows)
         differences: dict[int, str] = {}  # from the training inputs, by the index of the input
-        range_facts = self.facts.inputs
-        has_reader = self.facts.reads  # a `Reader`, whose notes tell how its inputs differ
+        range_facts = self.facts.input_range
+        has_reader = self.facts.has_reader  # a `Reader`, whose notes tell how its inputs differ
         if range_facts is not None and not has_reader:
             training_range = InputRange(**vars(range_facts))  # both have the same fields
             differences = training_range.describe_differences(rows, self.facts.columns)

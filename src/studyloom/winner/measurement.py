@@ -93,8 +93,8 @@ def measure_winner(
     assert measured.tested.test is not None
     scores = replace(
         measured.tested.test,
-        uses=reevaluated.search.test_uses(),  # how often the study has used the test set so far
-        earlier=is_test_of_earlier_stage,
+        test_set_uses=reevaluated.search.test_uses(),  # over all results of the study so far
+        tested_before=is_test_of_earlier_stage,
     )
     return replace(measured, tested=replace(measured.tested, test=scores))
 
@@ -206,23 +206,23 @@ def measure_loops(
     # function of the user has returned.
     described = DescribedPredictions()
     data = None
-    has_only_own_test = True
+    tested_by_function_only = True
     if test_set is not None and has_known_network(trainings):
         state_of_first_seed = states[winner][0]
         with warning_of_errors():
             network = measure_kept_network(trainings, winner, state_of_first_seed, test_set)
             described = describe_predictions(network, explain)
-            has_only_own_test = False
+            tested_by_function_only = False
         data = describe_data(trainings, winner, test_set)
     seeds = trainings.new_seeds
     definition = trainings.definition
     if definition.has_optuna_objective:
         seeds = tuple(definition.find_test_seed(seed) for seed in seeds)
     return Tested(
-        test=replace(scores, examples=examples, further=tuple(results[winner])),
+        test=replace(scores, examples=examples, further_values=tuple(results[winner])),
         data=data,
         seeds=seeds,
-        own_test=has_only_own_test,
+        tested_by_function_only=tested_by_function_only,
         environment=current_environment(CPU),
         **vars(described),
     )
@@ -300,7 +300,7 @@ def compare_with_others(
     scores = compare(values, winner, baseline, sampled, bounds)
     if measures_selected_networks(trainings, reevaluated) and scores.difference is not None:
         difference = replace(scores.difference, interval=None)
-        scores = replace(scores, difference=difference, selected=True)
+        scores = replace(scores, difference=difference, used_in_selection=True)
     simple = next((key for key in values if key not in (winner, baseline)), None)
     if simple is None:
         return scores

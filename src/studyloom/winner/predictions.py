@@ -130,7 +130,7 @@ def _describe_outputs(outputs: Outputs, test: Part) -> DescribedPredictions:
     predictions = Predictions(
         predicted=_as_rows(predicted[::stride]),
         targets=_as_rows(targets[::stride]),
-        ordered=test.ordered,
+        in_time_order=test.ordered,
     )
     return DescribedPredictions(predictions=predictions)
 

@@ -568,7 +568,7 @@ class Predictor:
         if not classifies:
             return Prediction(values=outputs, notes=notes)
         classes = outputs.argmax(1)
-        class_names = self._network.form.facts.names
+        class_names = self._network.form.facts.class_names
         names: tuple[str, ...] = ()
         if class_names and classes.ndim == 1:
             names = tuple(class_names[label] for label in classes.tolist())

@@ -134,7 +134,7 @@ class Reevaluated:
             gain=difference(mean(best_values.new), mean(baseline_values.new)),
             error=estimate.error,
             margin=margin,
-            chosen=self.margin is not None,
+            margin_is_set=self.margin is not None,
             seeds=len(seeds),
         )
 

@@ -70,10 +70,10 @@ class Candidate:
         costs: the values of further objectives by name.
         values: a value for each new seed whose training did not fail; empty without a
             re-evaluation, as `mean`, `std` and `interval` are then None.
-        gap: the selection gap; above 0 if the search overrated the candidate. None for a trial that
-            the search has stopped early.
-        stopped: the epoch of `search_value`, if the search has stopped the trial there.
-        failed: how many of its trainings with new seeds failed, each of them twice.
+        selection_gap: how much better `search_value` is than `mean`; above 0 if the search
+            overrated the candidate. None for a trial that the search has stopped early.
+        stopped_at_epoch: the epoch of `search_value`, if the search has stopped the trial there.
+        failed_trainings: how many of its trainings with new seeds failed, each of them twice.
     """
 
     trial: int
@@ -85,9 +85,9 @@ class Candidate:
     mean: float | None = None
     std: float | None = None
     interval: Interval | None = None
-    gap: float | None = None
-    stopped: int | None = None
-    failed: int = 0
+    selection_gap: float | None = None
+    stopped_at_epoch: int | None = None
+    failed_trainings: int = 0
 
     @property
     def reevaluation(self) -> Summary | None:
@@ -106,7 +106,7 @@ class Comparison:
         gain: by how much its mean is better than the baseline's; below 0 if it is worse.
         error: the standard error of the gain; 0 if it is unknown.
         margin: the gain that it needs to win.
-        chosen: whether the user chose the margin, by `winner.margin`.
+        margin_is_set: whether the user has set the margin, by `winner.margin`.
         seeds: the number of new seeds with which both were trained.
     """
 
@@ -114,7 +114,7 @@ class Comparison:
     gain: float
     error: float
     margin: float
-    chosen: bool
+    margin_is_set: bool
     seeds: int
 
     @property
@@ -128,27 +128,30 @@ class Scores:
     """The results on the test set.
 
     Attributes:
-        covers: what the intervals cover: seeds, examples, or seeds and examples.
+        intervals_cover: the sources of chance in the intervals: seeds, examples, or seeds and
+            examples.
         baseline: None if it is missing or has won, as is `difference`.
         references: the values of rules without a network, such as the most frequent class.
         simple: the values of the simple configuration; None if it is not tested, or not another.
-        further: the further results of the user's test function, for each seed.
-        earlier: whether an earlier result had tested these networks.
-        selected: whether the winner was chosen by the values of these networks, which are not
-            representative then: the difference to the baseline has no interval.
+        further_values: what the user's test function has measured beside the metric, by name, for
+            each seed.
+        test_set_uses: how often results of the study have used the test set so far.
+        tested_before: whether an earlier result had tested these networks.
+        used_in_selection: whether the winner was chosen by the values of these networks, which are
+            not representative then: the difference to the baseline has no interval.
     """
 
     winner: Summary
-    covers: str
+    intervals_cover: str
     baseline: Summary | None = None
     difference: Summary | None = None
     examples: int | None = None
     references: dict[str, float] = field(default_factory=dict)
-    further: tuple[dict[str, float], ...] = ()
-    uses: int = 1
-    earlier: bool = False
+    further_values: tuple[dict[str, float], ...] = ()
+    test_set_uses: int = 1
+    tested_before: bool = False
     simple: Summary | None = None
-    selected: bool = False
+    used_in_selection: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,9 +172,9 @@ class DataFacts:
         shape: the shape of one input; None if it is not one tensor.
         mean: the number that was subtracted from pixels from 0 to 1.
         std: the number by which they were divided then.
-        loaded: whether the examples come from a Dataset.
-        kind: the type of the inputs of a Dataset, such as int64.
-        reads: whether a `Reader` of the study makes inputs from files.
+        from_dataset: whether the examples come from a Dataset.
+        input_dtype: the type of the inputs of a Dataset, such as int64.
+        has_reader: whether a `Reader` of the study makes inputs from files.
         transform: a section whose `_target_` makes an input from a file.
     """
 
@@ -183,18 +186,18 @@ class DataFacts:
     std: float
     dtype: DtypeName = "float32"
     classifies: bool = True
-    names: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
-    inputs: RangeFacts | None = None
-    loaded: bool = False
-    kind: str | None = None
-    reads: bool = False
+    input_range: RangeFacts | None = None
+    from_dataset: bool = False
+    input_dtype: str | None = None
+    has_reader: bool = False
     transform: dict[str, Any] | None = None
 
     @property
     def takes_arrays(self) -> bool:
         """Returns whether an input is one tensor, so that an array can hold it."""
-        return self.reads or self.shape is not None
+        return self.has_reader or self.shape is not None
 
     @property
     def loads_tokens(self) -> bool:
@@ -202,7 +205,7 @@ class DataFacts:
 
         A `Reader` makes its inputs from files instead.
         """
-        return self.loaded and not self.reads and str(self.kind).startswith("int")
+        return self.from_dataset and not self.has_reader and str(self.input_dtype).startswith("int")
 
     @property
     def takes_integers(self) -> bool:
@@ -223,11 +226,11 @@ class Wrong:
 
 @dataclass(frozen=True)
 class Predictions:
-    """The predictions of a network, and the targets; `ordered` if in time order."""
+    """The predictions of a network, and the targets; `in_time_order` if in time order."""
 
     predicted: tuple[tuple[float, ...], ...]
     targets: tuple[tuple[float, ...], ...]
-    ordered: bool = False
+    in_time_order: bool = False
 
 
 @dataclass(frozen=True)
@@ -295,7 +298,8 @@ class Tested:
 
     Attributes:
         untested: why the objective cannot be tested, in its words; None if it gives no reason.
-        own_test: whether only the user's function measured the winner, without a network of it.
+        tested_by_function_only: whether only the user's function measured the winner, without a
+            network of it.
         confusion: counts by true class (rows) and predicted class (columns).
     """
 
@@ -303,7 +307,7 @@ class Tested:
     data: DataFacts | None = None
     seeds: tuple[int, ...] = ()
     untested: str | None = None
-    own_test: bool = False
+    tested_by_function_only: bool = False
     epochs: int | None = None
     environment: dict[str, Any] = field(default_factory=dict)
     confusion: tuple[tuple[int, ...], ...] | None = None
@@ -322,8 +326,9 @@ class Result(Tested):
             if nothing is compared.
         ablation: None if it was not requested.
         trials: how many trials the winner was chosen from; `study_trials` is the study's total.
-        reused: for each stage, how many trainings came from earlier results, and its total.
-        keeps: whether the winner satisfies the rule on new seeds.
+        reused_trainings: for each stage, how many of its trainings came from earlier results, and
+            how many it has.
+        satisfies_rule: whether the winner satisfies the rule on new seeds.
         files: the SHA-256 of the files that were written with it.
     """
 
@@ -335,9 +340,9 @@ class Result(Tested):
     metric: ObjectiveValue
     rule: str
     study_trials: int | None = None
-    reused: dict[str, tuple[int, int]] = field(default_factory=dict)
-    written: str = ""
-    keeps: bool = True
+    reused_trainings: dict[str, tuple[int, int]] = field(default_factory=dict)
+    written_at: str = ""
+    satisfies_rule: bool = True
     comparison: Comparison | None = None
     ablation: Ablation | None = None
     command: tuple[str, ...] = ()

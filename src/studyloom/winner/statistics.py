@@ -116,7 +116,7 @@ def compare(
     measured_winner = get_measured(winner)
     scores = Scores(
         winner=_summarize_measured(values[winner], [measured_winner], bounds),
-        covers=_find_covered_chance(values[winner], has_examples=sampled is not None),
+        intervals_cover=_find_covered_chance(values[winner], has_examples=sampled is not None),
     )
     if baseline is None or baseline == winner:
         return scores

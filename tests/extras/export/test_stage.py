@@ -169,7 +169,7 @@ def test_the_second_of_two_commands_waits_for_the_first(ended, calls):
             first = compress_winner(stages.evaluation, settings, lambda words: None, Stop())
     thread.join()
     assert [record.digest for record in results] == [first.digest]
-    assert results[0].test.earlier, "the test set was used once"
+    assert results[0].test.tested_before, "the test set was used once"
 
 
 def test_an_error_of_a_library_is_named_by_its_class(ended, calls, monkeypatch):

@@ -198,7 +198,7 @@ def measure_groups(metric: Metric, outputs: Outputs, test: Part) -> Groups | Non
     for name in _in_order_of_classes(measured_names, test.names):
         scores_of_group = scores[torch.tensor(members[name])]
         rows.append(_measure_group(name, scores_of_group, metric))
-    return Groups(of=kind, left=len(members) - len(rows), rows=tuple(rows))
+    return Groups(grouped_by=kind, omitted=len(members) - len(rows), rows=tuple(rows))
 
 
 def _class_names_of_examples(outputs: Outputs, test: Part) -> list[str]:
@@ -293,7 +293,7 @@ def permute_columns(
             continue
         interval = _percentiles(drops, TAIL_OF_90)
         columns.append(Column(name, float(np.mean(drops)), interval))
-    return tuple(sorted(columns, key=lambda column: (-column.worse, column.name)))
+    return tuple(sorted(columns, key=lambda column: (-column.worse_by, column.name)))
 
 
 # Images
@@ -343,7 +343,7 @@ def _explain_image(
         label=int(outputs.targets[index]),
         predicted=int(outputs.outputs[index].argmax()),
         image=png(overlay(image.float().cpu(), confidence_map)),
-        most=largest_change,
+        largest_loss=largest_change,
     )
 
 
@@ -498,7 +498,7 @@ def _explain_text(
         margin=round(float(margin_of_text), 4),
         words=tuple(tokens.word(number) for number in examined_words),
         changes=tuple(round(drop_without_word[number], 4) for number in examined_words),
-        left=len(word_numbers) - len(examined_words),
+        unexamined_words=len(word_numbers) - len(examined_words),
     )
 
 

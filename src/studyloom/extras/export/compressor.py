@@ -148,7 +148,7 @@ class Compressor:
         metric = evaluator.metric
         earlier_results = study.optuna.user_attrs.get(TEST_RESULTS) or {}
         if digest in earlier_results:
-            scores = replace(from_document(earlier_results[digest], Scores), earlier=True)
+            scores = replace(from_document(earlier_results[digest], Scores), tested_before=True)
         else:
             study.count_test_use(store)  # first, so that a test is counted if this is killed
             scores = self._measure(metric, winner, content)
@@ -156,8 +156,8 @@ class Compressor:
             store(study.ledger.study_id, TEST_RESULTS, results)
         gains = [metric.sign * end for end in scores.interval]  # below 0 if the file is worse
         largest_loss = -min(gains)
-        is_within = largest_loss <= evaluator.margin + ROUNDING
-        return replace(scores, within=is_within, uses=study.test_uses())
+        is_within_margin = largest_loss <= evaluator.margin + ROUNDING
+        return replace(scores, is_within_margin=is_within_margin, test_set_uses=study.test_uses())
 
     def _measure(self, metric: Metric, winner: Original, content: bytes) -> Scores:
         """Measures a file and the winner on the test set."""
@@ -174,7 +174,7 @@ class Compressor:
             original=outputs_of_winner.score(metric),
             difference=difference.mean,
             interval=interval,
-            covers=has_interval,
+            covers_examples=has_interval,
             examples=len(test),
         )
 

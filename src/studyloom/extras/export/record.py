@@ -66,21 +66,21 @@ class Scores:
     """The chosen variant compared with the original on the test set.
 
     Attributes:
-        covers: whether the interval of the difference covers the choice of test examples.
-        within: whether the interval shows that the loss is at most the margin.
-        uses: how often the test set has been used in the study.
-        earlier: whether an earlier command has tested this very file.
+        covers_examples: whether the interval of the difference covers the choice of test examples.
+        is_within_margin: whether the interval shows that the loss is at most the margin.
+        test_set_uses: how often the test set has been used in the study.
+        tested_before: whether an earlier command has tested this very file.
     """
 
     value: float
     original: float
     difference: float
     interval: Interval
-    covers: bool
+    covers_examples: bool
     examples: int
-    within: bool = False
-    uses: int = 1
-    earlier: bool = False
+    is_within_margin: bool = False
+    test_set_uses: int = 1
+    tested_before: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,20 +170,20 @@ class Compressed:
         """Returns how the chosen variant and the original compare on the test set."""
         test = self.test
         interval = ""
-        if test.covers:
+        if test.covers_examples:
             interval = f", 95% interval {_format_interval(test.interval)} over examples"
         verdict = "not shown to be within"
-        if test.within:
+        if test.is_within_margin:
             verdict = "within"
         earlier = ""
-        if test.earlier:
+        if test.tested_before:
             earlier = ", for this very file by an earlier command"
         return [
             f"test {self.metric.name} {format_value(test.value)}, the original has "
             f"{format_value(test.original)}, on {test.examples:,} examples",
             f"difference {format_value(test.difference, '+')}{interval}: "
             f"{verdict} the margin of {format_value(self.margin)}",
-            f"the test set was {format_uses(test.uses)} in this study{earlier}",
+            f"the test set was {format_uses(test.test_set_uses)} in this study{earlier}",
         ]
 
 

@@ -35,7 +35,7 @@ WARM_UP_CALLS = 3  # before the first that counts
 MAX_SECONDS = 5.0  # of calls of each network; slow ones are measured less often
 MAX_NOTE_LENGTH = 200  # characters
 # The fields of winner.json's `data` that a user of the file needs; stored in the file as JSON.
-FIELDS_IN_FILE = ("shape", "mean", "std", "transform", "names", "columns")
+FIELDS_IN_FILE = ("shape", "mean", "std", "transform", "class_names", "columns")
 Say = Callable[[str], object]
 
 

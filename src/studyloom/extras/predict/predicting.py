@@ -45,7 +45,7 @@ def predict(network: Network, paths: Sequence[Path]) -> Iterator[InputPrediction
             if len(outputs) > 1:
                 name = f"{file_name}[{position}]"
             if classifies:
-                yield describe_class(name, row, note, network.form.facts.names)
+                yield describe_class(name, row, note, network.form.facts.class_names)
             else:
                 yield describe_numbers(name, row, note)
     if errors:
