@@ -228,18 +228,31 @@ def _place_options(definition: SpaceDefinition, given_values: _GivenValues) -> M
     The option of one group decides which further groups there are. So the whole space is walked,
     from the outer groups to the inner ones, though only the options are used.
     """
-
-    def decide_value(hyperparameter: Hyperparameter) -> Any:
-        """Returns the option of a group; for other hyperparameters, any value of their range."""
-        if hyperparameter.role == "option":
-            option = given_values.look_up(hyperparameter)
-            if option is not ABSENT and find_misfit(hyperparameter.distribution, option) is None:
-                return option
-        # A group gets the option of the study's config, another hyperparameter its lowest value.
-        return hyperparameter.make_placeholder(definition.composer.choices)
-
-    configuration = definition.space.walk(decide_value)
+    study_options = definition.composer.choices
+    choose_option = partial(_choose_option, given_values=given_values, study_options=study_options)
+    configuration = definition.space.walk(choose_option)
     return configuration.choices
+
+
+def _choose_option(
+    hyperparameter: Hyperparameter,
+    given_values: _GivenValues,
+    study_options: Mapping[str, Any],
+) -> Any:
+    """Returns the option of a group: the given one if the space has it, else that of the study.
+
+    For a hyperparameter that is not a group, returns the lowest value of its range.
+
+    Args:
+        hyperparameter: The hyperparameter that a walk through the space comes to.
+        given_values: The values that are given, by name.
+        study_options: The option of each group in the study's config.
+    """
+    if hyperparameter.role == "option":
+        option = given_values.look_up(hyperparameter)
+        if option is not ABSENT and find_misfit(hyperparameter.distribution, option) is None:
+            return option
+    return hyperparameter.make_placeholder(study_options)
 
 
 def _has_length(space: Space, configuration: Configuration, name: str, length: object) -> bool:

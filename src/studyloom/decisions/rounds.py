@@ -329,13 +329,14 @@ def _choose_abandoned(abandoned: Sequence[Standing]) -> SlotChoice:
         abandoned: How far the trials have come whose last segment has not ended, and which no other
             worker holds.
     """
-
-    def sort_key(standing: Standing) -> tuple[bool, int]:
-        is_own = standing.state == OWN
-        return not is_own, standing.segments[-1].number  # False comes before True
-
-    first = min(abandoned, key=sort_key)
+    own = [standing for standing in abandoned if standing.state == OWN]
+    first = min(own or abandoned, key=_last_segment_number)
     return SlotChoice(first.slot, segments=first.segments)
+
+
+def _last_segment_number(standing: Standing) -> int:
+    """Returns the number of a trial's last segment; segments are numbered as they were decided."""
+    return standing.segments[-1].number
 
 
 def _find_faults(standings: Sequence[Standing]) -> dict[int, Fault | None]:

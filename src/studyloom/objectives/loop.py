@@ -683,21 +683,29 @@ class LoopObjective(Objective):
                 prunes_itself = isinstance(error, TrialPruned) and guard.ending is None
                 if prunes_itself:
                     run.flush()  # sends the last report, which may be pending
-                # This exception counts even if the loop has caught it, and has raised another one.
+                # The loop may have caught the exception of studyloom that ends its job, and raised
+                # another one, `error`. The first one counts.
                 library_error = _find_library_error(error, run, guard)
                 if library_error is not None:
                     raise library_error from None
                 raise
             finally:
-                if run.can_resume:
-                    self._resumable_epochs = run.count
-                self._not_kept = run.not_kept
-                self._warnings += run.warnings
-                run.close()
+                self._record_end(run)
             self.loop.check_run(run)  # each report checks it, but the loop may have sent none
             if position == 0:
                 self._states = run.copy_states()
         return value
+
+    def _record_end(self, run: Run) -> None:
+        """Closes the run of a job, however it has ended, and keeps what the trial's record needs.
+
+        It is whether the job could have resumed, what the loop did not keep, and warnings.
+        """
+        if run.can_resume:
+            self._resumable_epochs = run.count
+        self._not_kept = run.not_kept
+        self._warnings += run.warnings
+        run.close()
 
     def _make_run(self, position: int, guard: SignalGuard) -> Run:
         """Makes the run of the job at a position, which is the current run from now on."""

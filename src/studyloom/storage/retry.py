@@ -119,7 +119,12 @@ class Retry:
                     # The next try follows at once, with a new connection.
                     call.may_have_stale_connection = False
                     continue
-                time_left = self._plan_next_try_or_raise(failure, outage_began)
+                seconds_to_wait = self._seconds_to_wait
+                deadline = outage_began + seconds_to_wait
+                time_left = deadline - time.monotonic()
+                if time_left <= 0 or not self._may_try_again(failure):
+                    raise self._give_up(failure, seconds_to_wait) from None
+                self._prepare_next_try(deadline)
                 self._announce_wait(failure)
             except Exception:
                 # The database has answered: a trial is gone, for example.
@@ -192,30 +197,26 @@ class Retry:
             return min(self.deadline, STOP_DEADLINE)
         return self.deadline
 
-    def _plan_next_try_or_raise(self, failure: StorageLost, outage_began: float) -> float:
-        """Sets in `call_state`, after a failure, when the next try must end.
+    def _may_try_again(self, failure: StorageLost) -> bool:
+        """Returns whether a call that has failed may be tried again, if there is time left.
+
+        A permanent failure, such as a wrong password, would come again. And once some call was
+        tried for its whole time in vain, later calls are tried once, until one succeeds.
+        """
+        has_waited_in_vain = self._last_failure is not None
+        return failure.is_transient and not has_waited_in_vain
+
+    @staticmethod
+    def _prepare_next_try(deadline: float) -> None:
+        """Tells the next try of this thread's call, by `call_state`, what it must know.
 
         Args:
-            outage_began: When the database went away, as time.monotonic.
-
-        Returns:
-            The seconds until then.
-
-        Raises:
-            StorageLost: No time is left, or the failure is permanent.
+            deadline: When the try must end, as time.monotonic.
         """
-        seconds_to_wait = self._seconds_to_wait
-        deadline = outage_began + seconds_to_wait
-        time_left = deadline - time.monotonic()
-        # Once a call has waited in vain, none is tried again until a call succeeds.
-        may_try_again = failure.is_transient and self._last_failure is None
-        if not may_try_again or time_left <= 0:
-            raise self._give_up(failure, seconds_to_wait) from None
         call_state.try_ends = deadline
         if call_state.reached_commit:
             # The database may have done the COMMIT, and only its reply was lost.
             call_state.may_be_committed = True
-        return time_left
 
     def _announce_wait(self, failure: StorageLost) -> None:
         """Logs that calls wait for the database, unless an earlier failure was logged."""

@@ -126,13 +126,13 @@ def estimate_work(
             seconds = seconds_held.get(record.trial.number, 0.0)
             epochs_trained = min(1.0, seconds / pace)
         is_paused = record.paused is not None
-        remaining.append(lengths.expect_more(epochs_trained, is_paused=is_paused))
+        remaining.append(lengths.expect_further_epochs(epochs_trained, waits_at_rung=is_paused))
         done += epochs_trained
     return Work(
         done=done,
         remaining=remaining,
         new_trials=max(0, left - len(remaining)),
-        new_length=lengths.expect_more(0),
+        new_length=lengths.expect_further_epochs(0),
         full_length=lengths.full_length,
         pace=pace,
     )
@@ -183,35 +183,44 @@ class _ExpectedLengths:
     rungs: Sequence[float]
     ended_lengths: Sequence[int]
 
-    def expect_more(self, trained: float, *, is_paused: bool = False) -> float:
-        """Returns how many more epochs a trial is expected to train.
+    def expect_further_epochs(self, trained_epochs: float, *, waits_at_rung: bool = False) -> float:
+        """Returns how many epochs a trial is expected to train in addition to those so far.
 
-        A rung is an epoch at which the pruner compares trials, and lets one of FACTOR go on. If
-        there are rungs, the epochs up to each are weighted by the probability that the trial gets
-        there. Without rungs, the trial is expected to train as long as those that trained longer.
+        A rung is an epoch at which the pruner compares trials, and lets one of FACTOR continue. So
+        a trial trains surely up to its next rung, with the probability 1 / FACTOR from there to the
+        one after it, and so on. Take rungs at 3 and 9 of 27 epochs, and FACTOR = 3: a trial that
+        has trained 1 epoch is expected to train 2 + 6 / 3 + 18 / 9 = 6 further ones.
 
         Args:
-            trained: the epochs that it has trained.
-            is_paused: whether it waits at a rung, which it may not pass.
+            trained_epochs: the epochs that the trial has trained.
+            waits_at_rung: whether it is paused at the rung of this epoch, and may end there.
         """
         if not self.rungs:
-            longer_lengths = [length for length in self.ended_lengths if length > trained]
-            expected_length = self.full_length
-            if longer_lengths:
-                expected_length = fmean(longer_lengths)
-            return max(0.0, expected_length - trained)
-        rungs_ahead = []
-        for rung in self.rungs:
-            if rung > trained or (is_paused and rung == trained):
-                rungs_ahead.append(rung)
-        epochs = 0.0
-        start = trained
-        probability = 1.0  # that the trial passes `start`
-        for end in [*rungs_ahead, self.full_length]:
-            epochs += probability * max(0.0, end - start)
-            start = end
+            return self._expect_without_rungs(trained_epochs)
+        ends = [rung for rung in self.rungs if rung > trained_epochs]
+        ends.append(self.full_length)
+        probability = 1.0  # that the trial trains from `start` to `end`
+        if waits_at_rung and trained_epochs in self.rungs:
             probability /= FACTOR
-        return epochs
+        further_epochs = 0.0
+        start = trained_epochs
+        for end in ends:
+            further_epochs += probability * max(0.0, end - start)
+            probability /= FACTOR
+            start = end
+        return further_epochs
+
+    def _expect_without_rungs(self, trained_epochs: float) -> float:
+        """Returns how many epochs a trial is expected to train in addition to those so far.
+
+        It is expected to end where those ended on average that have trained longer than it has;
+        if there are none, after all epochs.
+        """
+        longer_lengths = [length for length in self.ended_lengths if length > trained_epochs]
+        expected_length = self.full_length
+        if longer_lengths:
+            expected_length = fmean(longer_lengths)
+        return max(0.0, expected_length - trained_epochs)
 
 
 def measure_pace(records: Sequence[TrialRecord], workers: Sequence[WorkerStatus]) -> float | None:

@@ -12,7 +12,7 @@ as good. It is found by putting back all changes that are not needed, and then f
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from optuna.trial import FrozenTrial
@@ -89,25 +89,36 @@ class Defaults:
             options: the chosen options by Hydra group; the config composed with them has the
                 defaults.
         """
-        composer = self.definition.composer
-        config = composer.compose(options)
-
-        def choose_value(hyperparameter: Hyperparameter) -> Any:
-            """Returns the value of a hyperparameter, which the walk through the space comes to."""
-            if hyperparameter.name in params:
-                return params[hyperparameter.name]
-            default: Any
-            if hyperparameter.role == "option":
-                # The option of the study's config; `options` has that of the winner.
-                default = composer.choices.get(config_group(hyperparameter.key))
-            else:
-                default = hyperparameter.read_default(options, lambda key: value_at(config, key))
-            is_in_range = find_misfit(hyperparameter.distribution, default) is None
-            if is_in_range:
-                return default
-            return find_middle(hyperparameter.distribution)
-
+        choose_value = partial(self._choose_value, params=params, options=options)
         return self.definition.space.walk(choose_value)
+
+    def _choose_value(
+        self, hyperparameter: Hyperparameter, params: Params, options: Mapping[str, str]
+    ) -> Any:
+        """Returns the given value of a hyperparameter, or else its default.
+
+        The default is the middle of the range if the value in the config lies outside.
+
+        Args:
+            hyperparameter: the hyperparameter that a walk through the space comes to.
+            params: the given values by hyperparameter name.
+            options: the chosen options by Hydra group; the config composed with them has the
+                defaults.
+        """
+        if hyperparameter.name in params:
+            return params[hyperparameter.name]
+        composer = self.definition.composer
+        default: Any
+        if hyperparameter.role == "option":
+            # The option of the study's config; `options` has that of the winner.
+            default = composer.choices.get(config_group(hyperparameter.key))
+        else:
+            read_value = partial(value_at, composer.compose(options))  # of a config key
+            default = hyperparameter.read_default(options, read_value)
+        is_in_range = find_misfit(hyperparameter.distribution, default) is None
+        if is_in_range:
+            return default
+        return find_middle(hyperparameter.distribution)
 
     def _find_pinned_values(self, configuration: Configuration) -> dict[str, object]:
         """Returns the values of the winner that do not come from its hyperparameters.

@@ -164,15 +164,21 @@ def describe_candidates(
     candidates = {}
     for candidate_id in reevaluated.candidates:
         candidates[candidate_id] = describe_candidate(reevaluated, candidate_id, bounds)
+    best_first = sorted(candidates, key=lambda key: _rank_candidate(candidates[key], sign))
+    return {candidate_id: candidates[candidate_id] for candidate_id in best_first}
 
-    def rank(candidate_id: CandidateId) -> tuple[bool, bool, float]:
-        """Ranks a candidate by its faults, since False sorts before True, and then by its mean."""
-        candidate = candidates[candidate_id]
-        lacks_values = candidate.mean is None
-        has_failed = candidate.failed_trainings > 0
-        return lacks_values, has_failed, -sign * (candidate.mean or 0.0)
 
-    return {candidate_id: candidates[candidate_id] for candidate_id in sorted(candidates, key=rank)}
+def _rank_candidate(candidate: Candidate, sign: int) -> tuple[bool, bool, float]:
+    """Returns the key by which candidates are sorted: its faults, then its mean on new seeds.
+
+    False sorts before True, so that a candidate without a fault comes first.
+
+    Args:
+        sign: 1 if more of the metric is better, else -1.
+    """
+    lacks_values = candidate.mean is None
+    has_failed_trainings = candidate.failed_trainings > 0
+    return lacks_values, has_failed_trainings, -sign * (candidate.mean or 0.0)
 
 
 def describe_candidate(
