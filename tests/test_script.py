@@ -90,16 +90,9 @@ def search_script(kind, folder):
     return SearchedScript(folder, script, folder / "runs" / kind)
 
 
-@pytest.fixture(params=KINDS)
-def searched(request, tmp_path, monkeypatch):
-    """A script that has run, which a test may change."""
-    monkeypatch.chdir(tmp_path)
-    return search_script(request.param, tmp_path)
-
-
 @pytest.fixture(scope="module", params=KINDS)
-def unchanged_script(request, tmp_path_factory):
-    """A script that has run once for all tests that change nothing."""
+def script_once(request, tmp_path_factory):
+    """A script that has run once for all tests."""
     folder = tmp_path_factory.mktemp(request.param)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -107,14 +100,18 @@ def unchanged_script(request, tmp_path_factory):
 
 
 @pytest.fixture
-def unchanged(unchanged_script, monkeypatch):
-    """The script that no test changes, from its working directory."""
-    monkeypatch.chdir(unchanged_script.folder)
-    return unchanged_script
+def searched(script_once, tmp_path, monkeypatch):
+    """A script that has run, from its working directory; what a test changes there is restored."""
+    folder = script_once.folder
+    saved = shutil.copytree(folder, tmp_path / "saved")
+    monkeypatch.chdir(folder)
+    yield script_once
+    shutil.rmtree(folder)
+    saved.rename(folder)
 
 
-def test_commands_import_a_script_without_running_its_guarded_code(unchanged, capsys):
-    run_dir = unchanged.run_dir
+def test_commands_import_a_script_without_running_its_guarded_code(searched, capsys):
+    run_dir = searched.run_dir
     for command in (
         ["predict", run_dir, "inputs.npy"],
         ["replay", run_dir, "--trial", 1],
@@ -130,7 +127,7 @@ def test_commands_import_a_script_without_running_its_guarded_code(unchanged, ca
     assert Path("ran").read_text() == "x", "the script searched once, and ended there"
 
 
-def test_a_changed_or_missing_script_is_named_or_refused(searched, tmp_path, capsys, caplog):
+def test_a_changed_or_missing_script_is_named_or_refused(searched, capsys, caplog):
     script, run_dir = searched.path, searched.run_dir
     edited = script.read_text().replace("super().__init__()", "super().__init__(); 3")
     script.write_text(edited.replace("run.keep(net=net)", "run.keep(net=net); 3"))
@@ -140,7 +137,7 @@ def test_a_changed_or_missing_script_is_named_or_refused(searched, tmp_path, cap
     assert main(["winner", str(run_dir)]) == 2
     changed = "Net" if run_dir.name == "mine" else "loop"
     assert f"the code of {changed} has changed since the study" in capsys.readouterr().err
-    moved = script.parent.rename(tmp_path / "moved")
+    moved = script.parent.rename(searched.folder / "moved")
     assert main(predict) == 2
     assert f"{script}: the script of the study is not there" in capsys.readouterr().err
     assert main([*predict, "--code", str(moved)]) == 0
@@ -158,7 +155,7 @@ def test_a_script_continues_with_more_trials_under_the_same_definition(searched,
         assert len(study.trials) == 3
 
 
-@pytest.mark.parametrize("searched", KINDS[:1], indirect=True)
+@pytest.mark.parametrize("script_once", KINDS[:1], indirect=True)
 def test_a_script_of_an_untrusted_directory_is_not_executed(
     searched, tmp_path, capsys, monkeypatch
 ):
@@ -172,18 +169,18 @@ def test_a_script_of_an_untrusted_directory_is_not_executed(
         assert "__main__." in capsys.readouterr().err
     assert main(["winner", str(copy)]) == 2
     assert "add --trust-config" in capsys.readouterr().err
-    assert not (tmp_path / "hacked").exists()
+    assert not (searched.folder / "hacked").exists()
 
 
-def test_winner_yaml_names_no_command_that_cannot_import_it(unchanged):
-    first, second, *_ = (unchanged.run_dir / "winner.yaml").read_text().splitlines()
+def test_winner_yaml_names_no_command_that_cannot_import_it(searched):
+    first, second, *_ = (searched.run_dir / "winner.yaml").read_text().splitlines()
     assert first.startswith("# The winner of ")
     assert first.endswith(".")
     assert not second.startswith("#")
 
 
-def test_a_config_of_a_script_is_refused_with_what_to_move(unchanged):
-    script, run_dir = unchanged.path, unchanged.run_dir
+def test_a_config_of_a_script_is_refused_with_what_to_move(searched):
+    script, run_dir = searched.path, searched.run_dir
     names = {"mine": "Net", "looped": "layer, loop"}[run_dir.name]
     with sl.open_study(run_dir) as study, pytest.raises(sl.ConfigError) as caught:
         study.to_yaml("conf")
@@ -192,12 +189,12 @@ def test_a_config_of_a_script_is_refused_with_what_to_move(unchanged):
     assert not Path("conf").exists()
 
 
-def test_another_program_gets_a_hint_to_name_the_network(unchanged):
+def test_another_program_gets_a_hint_to_name_the_network(searched):
     with pytest.raises(sl.ConfigError, match=r"load_winner\(RUN_DIR, network=Net\)"):
-        sl.load_winner(unchanged.run_dir).predict(torch.zeros(1, 4))
+        sl.load_winner(searched.run_dir).predict(torch.zeros(1, 4))
 
 
-@pytest.mark.parametrize("searched", KINDS[:1], indirect=True)
+@pytest.mark.parametrize("script_once", KINDS[:1], indirect=True)
 def test_a_script_that_ends_its_process_on_import_is_named(searched, capsys):
     script, run_dir = searched.path, searched.run_dir
     for code, words in (

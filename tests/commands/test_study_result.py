@@ -89,7 +89,7 @@ def score(config, run, part):
     return {"score": config.params.x}
 
 
-@pytest.mark.parametrize("moment", ["re-evaluation", "test"])
+@pytest.mark.parametrize("moment", [pytest.param("re-evaluation", marks=pytest.mark.chaos), "test"])
 def test_trials_opened_after_the_search_are_trained_before_it_returns(
     moment, monkeypatch, make_objective, tmp_path
 ):

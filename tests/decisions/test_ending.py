@@ -217,6 +217,7 @@ def accuracies(count, seed):
     return (curves + drawn.normal(0, 0.002, curves.shape)).tolist()
 
 
+@pytest.mark.chaos
 def test_a_search_with_asha_ends_early_and_loses_little():
     """Of 80 trials about one of ten is complete; the others have the value at their last rung."""
     searches = [Promoted(accuracies(80, seed)).run() for seed in range(8)]

@@ -285,6 +285,7 @@ class NoLuck:
         return 0.0
 
 
+@pytest.mark.chaos
 def test_losses_that_explode_do_not_hide_the_best():
     def make(number):
         return GaussianProcessSampler(SamplerContext(SMOOTH), number)

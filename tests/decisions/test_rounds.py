@@ -171,23 +171,24 @@ class SampledStudy:
 
 
 HISTORIES = ((1, 0.1), (2, 0.0), (4, 0.2), (9, 0.05))  # how many workers, and how often they die
+MANY = pytest.param(HISTORIES, 10, marks=pytest.mark.nightly)  # and seeds for each of them
 
 
-@pytest.mark.parametrize("seeds", [1, pytest.param(10, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(("histories", "seeds"), [(HISTORIES[2:3], 1), MANY])
 @pytest.mark.parametrize("objectives", [(ACCURACY,), COSTS], ids=["one", "two"])
 @pytest.mark.parametrize("pruner", [AshaPruner(1), AshaPruner(2, brackets=2), AshaPruner(1000)])
-def test_trials_are_the_same_for_any_workers_order_and_kills(objectives, pruner, seeds):
+def test_trials_are_the_same_for_any_workers_order_and_kills(objectives, pruner, histories, seeds):
     order = RoundOrder(pruner.make_order(objectives), 4)
     several = len(objectives) > 1
     expected = Rounds(order, 1, 0, several=several).run()
     assert {state for _, _, _, state, _, _ in expected} >= {TrialState.COMPLETE}
     for seed in range(seeds):
-        for workers, deaths in HISTORIES:
+        for workers, deaths in histories:
             assert Rounds(order, workers, seed, deaths, several).run() == expected
 
 
-@pytest.mark.parametrize("seeds", [1, pytest.param(10, marks=pytest.mark.nightly)])
-def test_where_a_search_halts_is_the_same_for_any_workers(monkeypatch, seeds):
+@pytest.mark.parametrize(("histories", "seeds"), [(HISTORIES[2:3], 1), MANY])
+def test_where_a_search_halts_is_the_same_for_any_workers(monkeypatch, histories, seeds):
     monkeypatch.setattr(Rounds, "fails_above", 0.55)
     halted = set()
     for most in (1, 2, 3, 4):
@@ -196,7 +197,7 @@ def test_where_a_search_halts_is_the_same_for_any_workers(monkeypatch, seeds):
         expected = first.run()
         halted.add(first.halted)
         for seed in range(seeds):
-            for workers, deaths in HISTORIES[1:]:
+            for workers, deaths in histories:
                 other = Rounds(order, workers, seed, deaths)
                 assert other.run() == expected
                 assert other.halted == first.halted
