@@ -1,7 +1,6 @@
 """Retries on PostgreSQL, with real failures: a server that stops, connections cut at a COMMIT."""
 
 import contextlib
-import io
 import signal
 import socket
 import tempfile
@@ -15,7 +14,7 @@ from reevaluated import SPACE, stages_of, test_part, work
 from servers import Server
 from toys import ask
 
-from studyloom.commands.write_result import print_winner
+from studyloom.commands.write_result import make_result
 from studyloom.errors import StorageError, StorageLost
 from studyloom.storage import connections, creation_lock, ledger
 from studyloom.storage.connections import POSTGRES, libpq_arguments
@@ -23,7 +22,6 @@ from studyloom.storage.creation_lock import hold_creation_lock
 from studyloom.storage.database import connect
 from studyloom.storage.opening import open_study
 from studyloom.storage.urls import parse_url
-from studyloom.views.terminal import make_console
 from studyloom.winner.result import Result
 
 
@@ -362,7 +360,7 @@ def test_the_test_set_is_used_once_although_the_server_restarts_meanwhile(
 
     def finish(stages):
         with contextlib.closing(stages):
-            print_winner(stages, ["python", "x"], make_console(io.StringIO()))
+            make_result(stages, ["python", "x"])
 
     twice = [stages_with(test) for test in (first_test, second_test)]
     work(twice[0])
