@@ -74,11 +74,11 @@ def test_an_option_put_back_has_the_defaults_of_its_branch():
 
 def test_putting_back_all_changes_gives_the_baseline():
     defaults = defaults_of(CNN)
-    changes = [name for (name,) in defaults.changes]
+    changes = [name for (name,) in defaults.single_changes]
     assert {*changes} == {*CNN} - {"train.batch_size"}
     assert defaults.put_back(changes) == defaults.definition.baseline
     of_baseline = defaults_of(defaults.definition.baseline.params)
-    assert not of_baseline.changes
+    assert not of_baseline.single_changes
 
 
 # The default, the middle of the range, is about 0.017.
@@ -88,7 +88,7 @@ def test_a_change_that_a_relation_needs_is_not_put_back():
     configuration = definition.space.make_configuration(
         {"optimizer.lr": 0.01, "train.batch_size": 16, "model.dropout": 0.1}
     )
-    changes = Defaults(definition, configuration, []).changes
+    changes = Defaults(definition, configuration, []).single_changes
     assert {*changes} == {("train.batch_size",), ("model.dropout",)}
 
 

@@ -1,9 +1,10 @@
 """The ablation: each hyperparameter of the winner is put back to its default, and trained again.
 
-A *change* is a hyperparameter whose value in the winner differs from its default. The ablation
-trains the winner without each of its changes, on the seeds and validation splits of the
+A *change* is a hyperparameter whose value in the winner differs from its default. A *change set*
+is one or several changes that are put back together, by the names of the hyperparameters. The
+ablation trains the winner without each single change, on the seeds and validation splits of the
 re-evaluation, so that each configuration is compared with the winner seed by seed. The *loss* of a
-change is how much worse the metric gets without it.
+change set is how much worse the metric gets without it.
 
 The *simple configuration* is the winner without as many changes as possible, while it remains about
 as good. It is found by putting back all changes that are not needed, and then fewer and fewer.
@@ -32,7 +33,7 @@ from studyloom.winner.candidates import CandidateId
 from studyloom.winner.result import Ablation, AblationRow
 from studyloom.winner.statistics import DifferenceError, difference, estimate_difference_error
 
-Names = tuple[str, ...]  # the names of hyperparameters that are put back together
+ChangeSet = tuple[str, ...]  # the names of the hyperparameters; see the module
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Defaults:
     configuration: Configuration
     trials: Sequence[FrozenTrial]
 
-    def put_back(self, names: Names) -> Configuration:
+    def put_back(self, change_set: ChangeSet) -> Configuration:
         """Returns the winner's configuration with some hyperparameters at their defaults.
 
         If the optimizer is put back, for example, the hyperparameters of the default optimizer are
@@ -60,7 +61,7 @@ class Defaults:
         """
         kept_params = {}
         for name, value in self.configuration.params.items():
-            if name not in names:
+            if name not in change_set:
                 kept_params[name] = value
         if self.definition.has_optuna_objective:  # without a config
             return Configuration(params=self._find_middles() | kept_params)
@@ -141,21 +142,20 @@ class Defaults:
         return pinned_values
 
     @cached_property
-    def changes(self) -> Sequence[Names]:
-        """The hyperparameters that are not at their defaults, and may be put back one by one.
-
-        Each is a tuple of one name.
-        """
-        changes = []
+    def single_changes(self) -> Sequence[ChangeSet]:
+        """A change set of one name for each change that may be put back alone."""
+        single_changes = []
         for name, value in self.configuration.params.items():
-            default = self.put_back((name,)).params[name]
-            if default != value and self.is_possible((name,)):
-                changes.append((name,))
-        return changes
+            change_set = (name,)
+            default = self.put_back(change_set).params[name]
+            if value != default and self.is_possible(change_set):
+                single_changes.append(change_set)
+        return single_changes
 
-    def is_possible(self, names: Names) -> bool:
-        """Returns whether the configuration satisfies the space's relations with these put back."""
-        broken_relation = self.definition.space.find_breach(self.put_back(names).params)
+    def is_possible(self, change_set: ChangeSet) -> bool:
+        """Returns whether the winner without these changes satisfies the space's relations."""
+        params = self.put_back(change_set).params
+        broken_relation = self.definition.space.find_breach(params)
         return broken_relation is None
 
 
@@ -165,23 +165,24 @@ class Losses:
 
     Args:
         winner: the winner's value for each new seed.
-        values: the values of each configuration in the same order, by the names of the
-            hyperparameters that are put back; a configuration is missing if a training failed.
+        values: the values in the same order without each change set; one is missing if a training
+            has failed.
         sign: 1 if more of the metric is better, else -1.
         margin: the loss that the simple configuration may have; None for the standard error.
     """
 
     winner: Sequence[float]
-    values: Mapping[Names, Sequence[float]]
+    values: Mapping[ChangeSet, Sequence[float]]
     sign: int
     margin: float | None = None
 
     def with_values(self, values: Mapping[CandidateId, Sequence[float]]) -> "Losses":
         """Returns the losses with the values of further configurations."""
-        values_by_names = dict(self.values)
+        values_by_change_set = dict(self.values)
         for candidate_id, values_by_seed in values.items():
-            values_by_names[candidate_id.defaults] = values_by_seed
-        return replace(self, values=values_by_names)
+            change_set = candidate_id.defaults
+            values_by_change_set[change_set] = values_by_seed
+        return replace(self, values=values_by_change_set)
 
     def loss(self, *names: str) -> float | None:
         """Returns how much worse the metric is, on average over seeds, without some changes.
@@ -196,16 +197,16 @@ class Losses:
         return mean(losses)
 
     @property
-    def single_changes(self) -> list[Names]:
-        """The changes that were put back one by one, and have values."""
-        return [names for names in self.values if len(names) == 1]
+    def single_changes(self) -> list[ChangeSet]:
+        """The change sets of one name that have values."""
+        return [change_set for change_set in self.values if len(change_set) == 1]
 
     @cached_property
     def error(self) -> DifferenceError | None:
         """The error of each loss; None for a single seed."""
         if not self.single_changes:
             return None
-        values_without_change = [self.values[names] for names in self.single_changes]
+        values_without_change = [self.values[change_set] for change_set in self.single_changes]
         return estimate_difference_error([self.winner, *values_without_change])
 
     def is_needed(self, name: str) -> bool:
@@ -219,13 +220,13 @@ class Losses:
             return True
         return loss > self.error.half_interval
 
-    def is_within_margin(self, names: Names) -> bool:
+    def is_within_margin(self, change_set: ChangeSet) -> bool:
         """Returns whether a configuration without these changes is about as good as the winner.
 
         Its metric may be worse than the winner's by `margin`; without a margin by the standard
         error of a loss; with neither, as for a single seed, not at all.
         """
-        loss_to_winner = self.loss(*names)
+        loss_to_winner = self.loss(*change_set)
         if loss_to_winner is None:  # a training has failed
             return False
         if self.margin is not None:
@@ -236,10 +237,11 @@ class Losses:
             allowed_loss = 0.0
         return loss_to_winner <= allowed_loss
 
-    def propose_simplifications(self) -> Iterator[Names]:
-        """Yields the changes to put back together: all that are not needed, then ever fewer.
+    def propose_simplifications(self) -> Iterator[ChangeSet]:
+        """Yields the change sets that may be dispensable: all that is not needed, then ever fewer.
 
-        The change with the largest loss is the first that is no longer put back.
+        If a, b and c are not needed, and c has the largest loss, then a the next, it yields
+        (a, b, c), (a, b) and (b,).
         """
         dispensable_names = []
         for (name,) in self.single_changes:
@@ -249,15 +251,15 @@ class Losses:
         for count in range(len(dispensable_names), 0, -1):
             yield tuple(sorted(dispensable_names[:count]))
 
-    def describe(self, defaults: Defaults, simple: Names | None) -> Ablation:
+    def describe(self, defaults: Defaults, simple: ChangeSet | None) -> Ablation:
         """Describes a finished ablation for the result, the change with the largest loss first.
 
         Args:
             defaults: puts hyperparameters of the winner back to their defaults.
-            simple: the hyperparameters that the simple configuration puts back; None without one.
+            simple: the change set that the simple configuration lacks; None without one.
         """
         rows = []
-        for (name,) in defaults.changes:
+        for (name,) in defaults.single_changes:
             row = AblationRow(
                 name=name,
                 value=defaults.configuration.params[name],

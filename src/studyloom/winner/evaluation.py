@@ -25,7 +25,7 @@ from studyloom.definition.definition import Definition
 from studyloom.space.rule import Rule
 from studyloom.space.tree import Configuration
 from studyloom.storage.trial_record import TrialRecord
-from studyloom.winner.ablation import Defaults, Losses, Names
+from studyloom.winner.ablation import ChangeSet, Defaults, Losses
 from studyloom.winner.candidates import (
     CandidateId,
     Candidates,
@@ -270,35 +270,37 @@ def read_ablation(evaluation: Evaluation, planner: StagePlanner, reevaluated: Re
         margin=planner.settings.simple_margin,
     )
     evaluation.defaults = defaults
-    simple = None  # the hyperparameters that the simple configuration puts back
-    if defaults.changes:
-        stage = evaluation.enter(planner.plan_ablation(winner, defaults, defaults.changes))
+    simple = None  # the change set that the simple configuration lacks
+    if defaults.single_changes:
+        plan = planner.plan_ablation(winner, defaults, defaults.single_changes)
+        stage = evaluation.enter(plan)
         if stage is None:
-            return
+            return  # workers train it next
         losses = losses.with_values(stage.values())
-        for names in find_simplifications(study.definition, planner.rule, defaults, losses):
-            if len(names) > 1:  # single changes are trained already
-                stage = evaluation.enter(planner.plan_ablation(winner, defaults, [names]))
+        for change_set in find_simplifications(study.definition, planner.rule, defaults, losses):
+            if len(change_set) > 1:  # single changes are trained already
+                stage = evaluation.enter(planner.plan_ablation(winner, defaults, [change_set]))
                 if stage is None:
                     return
                 losses = losses.with_values(stage.values())
-            if losses.is_within_margin(names):
-                simple = names
+            if losses.is_within_margin(change_set):
+                simple = change_set
                 break
     evaluation.ablation = losses.describe(defaults, simple)
 
 
 def find_simplifications(
     definition: Definition, rule: Rule, defaults: Defaults, losses: Losses
-) -> list[Names]:
-    """Returns the changes that a simple configuration may lack: all not needed, then fewer.
+) -> list[ChangeSet]:
+    """Returns the change sets that a simple configuration may lack, the largest first.
 
     There are none if costs are limited, because costs are known only for trials of the search.
     """
     limits_costs = bool(rule.conditions or definition.limits)
     if limits_costs:
         return []
-    return [names for names in losses.propose_simplifications() if defaults.is_possible(names)]
+    change_sets = losses.propose_simplifications()
+    return [change_set for change_set in change_sets if defaults.is_possible(change_set)]
 
 
 def choose_final_configurations(

@@ -99,16 +99,20 @@ class Reevaluated:
         Candidates that satisfy the rule come first.
         """
         satisfying = [candidate for candidate in self.eligible if self._satisfies_rule(candidate)]
-        metric = self.search.metric
+        if satisfying:
+            return min(satisfying, key=self._rank_by_rule)
+        return min(self.eligible, key=self._rank_by_metric)
 
-        def rank(candidate_id: CandidateId) -> tuple[float, float, int]:
-            values = self.values_by_name(candidate_id)
-            rank_by_rule = 0.0
-            if satisfying:
-                rank_by_rule = self.rule.rank(values)
-            return rank_by_rule, -self.search.sign * values[metric], candidate_id.trial
+    def _rank_by_rule(self, candidate_id: CandidateId) -> tuple[float, float, int]:
+        """Returns the key by which candidates are sorted, the best by the rule first."""
+        values = self.values_by_name(candidate_id)
+        return self.rule.rank(values), *self._rank_by_metric(candidate_id)
 
-        return min(satisfying or self.eligible, key=rank)
+    def _rank_by_metric(self, candidate_id: CandidateId) -> tuple[float, int]:
+        """Returns the key by which candidates are sorted, the best by the metric first."""
+        values = self.values_by_name(candidate_id)
+        less_is_better = -self.search.sign * values[self.search.metric]
+        return less_is_better, candidate_id.trial
 
     @cached_property
     def comparison(self) -> Comparison | None:

@@ -25,7 +25,7 @@ from studyloom.storage.stored_study import (
     StoredStudy,
     open_in_same_database,
 )
-from studyloom.winner.ablation import Defaults, Names
+from studyloom.winner.ablation import ChangeSet, Defaults
 from studyloom.winner.candidates import CandidateId, Candidates, CandidateTrainings
 from studyloom.winner.stored_trainings import (
     CandidateStage,
@@ -179,18 +179,18 @@ class StagePlanner:
         return self._plan(REEVALUATION, configurations)
 
     def plan_ablation(
-        self, winner: CandidateId, defaults: Defaults, removed_changes: Iterable[Names]
+        self, winner: CandidateId, defaults: Defaults, change_sets: Iterable[ChangeSet]
     ) -> PlannedStage:
         """Plans an ablation: copies of the winner with hyperparameters put back to their defaults.
 
         Args:
             defaults: puts hyperparameters of the winner back to their defaults.
-            removed_changes: the hyperparameters that are put back, for each copy.
+            change_sets: the names of the hyperparameters that are put back in each copy.
         """
         configurations = {}
-        for names in removed_changes:
-            candidate_id = replace(winner, defaults=names)
-            configurations[candidate_id] = defaults.put_back(names)
+        for change_set in change_sets:
+            candidate_id = replace(winner, defaults=change_set)
+            configurations[candidate_id] = defaults.put_back(change_set)
         detail = ""
         most_together = max(len(candidate_id.defaults) for candidate_id in configurations)
         if most_together > 1:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import Protocol
 
 import optuna
@@ -100,12 +101,7 @@ class HeldTrial:
         # The lease lasts for several of the longest steps: a worker whose epoch takes long has not
         # died.
         lease = max(self.limits.lease, LEASE_FACTOR * self.longest_step)
-
-        def renew(claim: Claim, write: WriteRows) -> bool:
-            """Renews the lease, and calls `write` in the same transaction."""
-            return self.stored.ledger.renew(claim, lease, write)
-
-        self._write(renew)
+        self._write(partial(self.stored.ledger.renew, lease=lease))
         self.stored.storage.mark_written()
 
     def pause(self) -> None:
@@ -259,24 +255,29 @@ class HeldTrial:
 
         Both are one transaction: no crash can lose the training that the candidate needs.
         """
-        ledger = self.stored.ledger
         failed_trial = self._tell_optuna(value=None, state=state)
-
-        def end_and_queue(claim: Claim, write: WriteRows) -> bool:
-            """Ends the claim and queues the other trial, if this worker still holds the slot.
-
-            Args:
-                write: Stores the changes of the failed trial.
-            """
-
-            def write_both_trials(connection: Connection) -> None:
-                write(connection)
-                redo.replace_trial(ledger, connection, failed_trial, {REPEATS: failed_trial.number})
-
-            return ledger.finish_and_queue(claim, write_both_trials)
-
-        self._end_claim(end_and_queue)
+        self._end_claim(partial(self._finish_and_queue, failed_trial))
         self._announce_end(failed_trial)
+
+    def _finish_and_queue(self, failed_trial: FrozenTrial, claim: Claim, write: WriteRows) -> bool:
+        """Ends a claim, and queues another trial like the failed one, in one transaction.
+
+        Args:
+            failed_trial: The trial, with its end.
+            claim: The claim on its slot.
+            write: Stores the pending rows of the failed trial.
+
+        Returns:
+            False, and writes nothing, if another worker has the slot by now.
+        """
+        ledger = self.stored.ledger
+
+        def write_both_trials(connection: Connection) -> None:
+            """Stores the end of the failed trial, and the trial that repeats it."""
+            write(connection)
+            redo.replace_trial(ledger, connection, failed_trial, {REPEATS: failed_trial.number})
+
+        return ledger.finish_and_queue(claim, write_both_trials)
 
     def _tell_optuna(self, value: float | None, state: TrialState) -> FrozenTrial:
         """Adds the end of the trial, as Optuna's `tell` records it, to the next commit.
