@@ -18,7 +18,6 @@ import argparse
 import io
 import os
 import pty
-import socket
 import subprocess
 import sys
 import tempfile
@@ -67,9 +66,15 @@ body {{ padding: 20px }} section {{ margin-top: 16px }}
 SECTION_ALONE = (
     "header { display: none } section, section:has(.part) { border: 0; margin: 0; padding: 0 }"
 )
+# Replaces the name of the machine in the ids of workers, such as `name-f00d:4711 · 2% idle`.
+HIDE_HOST = r"""() => {
+  for (const element of document.querySelectorAll("#workers .words")) {
+    element.textContent = element.textContent.replace(/^\S+(?=:\d+ · )/, "host");
+  }
+}"""
 WIDTH, HEIGHT = 800, 940  # pixels of each image of the gallery, so that its cards are equal
 SCALE = 2  # pixels of an image for each pixel of the page, so that letters are sharp
-FIRST_SCREEN = {"width": 1000, "height": 700}  # pixels of the page
+FIRST_SCREEN = {"width": 1000, "height": 900}  # pixels of the page
 SECTION_WIDTH = 860
 # The images of sections of a report: the name of each, the study, and the section or part.
 SECTIONS = {
@@ -284,7 +289,8 @@ def shoot_section(browser: Browser, report: Path, key: str, path: Path) -> bool:
     """Takes a section or part of a report; returns False if the report has none of that name."""
     size = {"width": SECTION_WIDTH, "height": 100}  # the page is at least as high
     page = browser.new_page(viewport=size, color_scheme="light", device_scale_factor=SCALE)
-    page.set_content(report.read_text().replace(socket.gethostname(), "host"))
+    page.goto(report.as_uri())
+    page.evaluate(HIDE_HOST)
     section = page.locator(f"#{key}").first
     is_there = section.count() > 0
     if is_there:
