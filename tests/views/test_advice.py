@@ -221,16 +221,19 @@ def test_the_line_to_copy_is_in_the_language_of_the_study(study_of):
     assert write_wider_range(stored, item) == line
 
 
-def test_a_study_gets_at_most_three_sentences(study_of):
-    trials = []
+def narrow_trials():
+    """Forty trials, of which the best and the sampler's lie at the upper end of the rate."""
     for number in range(40):
-        place = 0.95 + number % 5 / 100 if number % 3 == 0 else 0.15 + 0.6 * number / 40
-        params = {
-            "lr": (10 ** (-4 + 2 * place), RATE),
-            "width": (number % 9, IntDistribution(0, 8)),
-        }
-        trials.append(a_trial(number, accuracy=0.5 + place / 3, params=params))
-    stored = study_of(trials)
+        place = 0.15 + 0.6 * number / 40
+        if number % 3 == 0:
+            place = 0.95 + number % 5 / 100
+        rate = 10 ** (-4 + 2 * place)
+        params = {"lr": (rate, RATE), "width": (number % 9, IntDistribution(0, 8))}
+        yield a_trial(number, accuracy=0.5 + place / 3, params=params)
+
+
+def test_a_study_gets_at_most_three_sentences(study_of):
+    stored = study_of(narrow_trials())
     importances = compute_importances(stored)
     texts = list_advice(stored, take_snapshot(stored), make_tested((0.03, 0.05)), importances)
     assert [advice.text.split()[0] for advice in texts] == ["The", "Learning", "14"]

@@ -17,12 +17,14 @@ from made_trials import a_trial, forty
 from results import result_of
 from rich.console import Console
 from snapshots import shown
+from test_advice import make_tested, narrow_trials
 from test_comparison import store_run
 from test_report import WINNER
 from toys import ask, two_sided
 
 from studyloom.cli import main
 from studyloom.views import doctor
+from studyloom.views.advice_lines import list_for_end
 from studyloom.views.dry_run import print_dry_run
 from studyloom.views.headline import make_headline
 from studyloom.views.page import render_report
@@ -88,6 +90,12 @@ def test_the_status_of_two_objectives_reads_as_stored(sqlite_url, check_golden):
     stored = two_sided(sqlite_url, (0.9, 3000), (0.95, 2000), (0.8, 100), None, (0.79, 101))
     status = ProgressReader(stored).status()
     check_golden("status_two_objectives.txt", shown(render_status(status, 80)))
+
+
+def test_the_advice_at_the_end_of_a_run_reads_as_stored(study_of, check_golden):
+    stored = study_of(narrow_trials())
+    advice = list_for_end(stored, take_snapshot(stored), make_tested((0.03, 0.05)))
+    check_golden("advice.txt", "\n".join(advice))
 
 
 def test_the_list_of_trials_reads_as_stored(searched, check_golden):

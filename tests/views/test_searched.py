@@ -4,8 +4,14 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
+from studyloom.space.language import parse_space
 from studyloom.storage.attributes import SPACE
-from studyloom.views.searched import MOST_ENTRIES, describe_searched, format_number_briefly
+from studyloom.views.searched import (
+    MOST_ENTRIES,
+    _list_values,
+    describe_searched,
+    format_number_briefly,
+)
 
 TREE = {
     "model": {
@@ -76,6 +82,18 @@ def test_a_space_that_another_program_has_stored_is_ignored(study_of):
         stored = study_of((), f"odd{number}")
         stored.optuna.set_user_attr(SPACE, attribute)
         assert describe_searched(stored) == ""
+
+
+def test_a_list_says_how_long_it_is():
+    def describe(length):
+        (node,) = parse_space(
+            {"hidden": {"list": {"int": [8, 64]}, "length": length}}, {}.get
+        ).nodes
+        return [entry.values for entry in _list_values(node)]
+
+    assert describe({"int": [1, 3]}) == ["8 to 64, 1 to 3 of them"]
+    assert describe(2) == ["8 to 64, 2 of them"]
+    assert describe(1) == ["8 to 64"]
 
 
 def test_many_choices_are_counted(study_of):

@@ -184,11 +184,15 @@ def _judge_lead(result: Result, sign: int) -> str:
     Both have the same new seeds. The noise of a training is pooled over all candidates.
     """
     winner = result.winner
-    compared = []  # other candidates that have a value on each seed
+    series = [winner.values]  # those of all candidates, which show the noise
+    compared = []
     for candidate in result.candidates:
-        has_all = len(candidate.values) == len(winner.values) and not candidate.failed_trainings
-        if candidate != winner and not candidate.baseline and has_all:
-            compared.append(candidate)
+        has_as_many_values = len(candidate.values) == len(winner.values)
+        has_all_values = has_as_many_values and not candidate.failed_trainings
+        if candidate != winner and has_all_values:
+            series.append(candidate.values)
+            if not candidate.baseline:
+                compared.append(candidate)
     if not compared or len(winner.values) < SEEDS_OF_INTERVAL:
         return ""
     runner_up = max(compared, key=lambda candidate: sign * _mean_of(candidate))
@@ -197,8 +201,6 @@ def _judge_lead(result: Result, sign: int) -> str:
         return ""
     from studyloom.winner.statistics import estimate_difference_error  # scipy takes 0.4 s
 
-    # With the runner-up alone, the interval would not be widened for the number of candidates.
-    series = [winner.values, *(candidate.values for candidate in compared)]
     error = estimate_difference_error(series)
     if error is None or error.half_interval == 0:
         return ""

@@ -125,7 +125,8 @@ def _list_values(node: Node) -> Iterator[SearchedEntry]:
     """Yields a hyperparameter, or the items of a list with their number."""
     if isinstance(node, ListNode):
         items = describe_values(node.item)
-        if isinstance(node.length, IntDistribution):
+        is_single = isinstance(node.length, IntDistribution) and node.length.high == 1
+        if isinstance(node.length, IntDistribution) and not is_single:
             items += f", {describe_values(node.length)} of them"
         yield SearchedEntry(node.name, items)
     elif not node.distribution.single():
