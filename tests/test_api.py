@@ -488,6 +488,28 @@ def test_a_study_that_does_not_exist_is_named(tmp_path, finished):
             api.open_study(*where)
 
 
+def test_the_name_of_a_study_opens_its_folder_in_runs(tmp_path, finished, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/mid").symlink_to(finished.run_dir)
+    monkeypatch.chdir(tmp_path)
+    with api.open_study("mid") as study:
+        assert study.run_dir == tmp_path / "runs/mid"
+    with pytest.raises(api.ConfigError, match="no study has run there"):
+        api.open_study("other")
+
+
+def test_trials_shows_one_trial_next_to_the_baseline(finished, capsys):
+    assert main(["trials", str(finished.run_dir), "3"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("trial 3")
+    for text in ("It is complete, after ", "accuracy 0.", "hyperparameter", "baseline"):
+        assert text in shown
+    assert main(["trials", str(finished.run_dir), "9"]) == 2
+    assert "has no trial 9; it has 0-3" in capsys.readouterr().err
+    assert main(["trials", str(finished.run_dir), "3", "--csv"]) == 2
+    assert "NUMBER shows one trial" in capsys.readouterr().err
+
+
 def test_trials_lists_the_trials(finished, capsys):
     def trials(*options):
         assert main(["trials", str(finished.run_dir), *options]) == 0

@@ -498,10 +498,12 @@ def open_study(run_dir_or_url: str | Path, name: str | None = None) -> Study:
     """Opens an existing study to read it, even while it is running.
 
         study = open_study("runs/mnist")
+        study = open_study("mnist")  # the same, as `search` writes to runs/NAME
         study = open_study("postgresql://host/studies", "mnist")
 
     Args:
-        run_dir_or_url: the folder in which the study runs, such as runs/mnist; or a storage URL.
+        run_dir_or_url: the folder in which the study runs, such as runs/mnist, or only its name if
+            the folder is in `runs`; or a storage URL.
         name: the study's name; None: the study of the folder, or the only one in the database.
 
     Returns:
@@ -516,11 +518,20 @@ def open_study(run_dir_or_url: str | Path, name: str | None = None) -> Study:
         url = start_embedded_server(str(run_dir_or_url))
         stored = opening.open_only_study(url, name, DEADLINE, message="name must be given")
         return Study(stored)
-    run_dir = Path(run_dir_or_url).absolute()
+    run_dir = _find_run_dir(Path(run_dir_or_url)).absolute()
     run_url, name_in_folder = read_run(run_dir)
     url = start_embedded_server(run_url)
     stored = opening.open_study(url, name or name_in_folder, DEADLINE)
     return Study(stored, run_dir)
+
+
+def _find_run_dir(path: Path) -> Path:
+    """Returns the folder of a study: the path, or for the name of a study its folder in `runs`."""
+    folder_of_name = Path("runs") / path
+    is_only_a_name = len(path.parts) == 1 and not path.exists()
+    if is_only_a_name and folder_of_name.is_dir():
+        return folder_of_name
+    return path
 
 
 def run_from_python(

@@ -109,21 +109,38 @@ def status_exit_code(progress: "Progress", stored: "StoredStudy") -> int:
 
 
 @command(
-    "list every trial: state, value, hyperparameters",
+    "list every trial: state, value, hyperparameters; or show one",
     RUN_DIR,
+    argument(
+        *("number", "NUMBER"),
+        "show only this trial, next to the baseline",
+        type=int,
+        nargs="?",
+    ),
     *CONSENT,
     either(
         flag("--csv", "print all columns as CSV"),
         flag("--json", "print a JSON list with an object for each trial"),
     ),
     flag("--curves", "with --csv: a row for each epoch of each trial"),
-    examples=["studyloom trials runs/mnist", "studyloom trials runs/mnist --csv > trials.csv"],
+    examples=[
+        "studyloom trials runs/mnist",
+        "studyloom trials runs/mnist 39",
+        "studyloom trials runs/mnist --csv > trials.csv",
+    ],
 )
 def trials(arguments: argparse.Namespace) -> None:
-    """Lists every trial of a study: its number, state, value, time and hyperparameters."""
+    """Lists every trial of a study: its number, state, value, time and hyperparameters.
+
+    With a number, shows how that trial ended, its values, and its hyperparameters next to those of
+    the baseline.
+    """
     from studyloom.storage.trial_tables import as_csv, as_json, curve_rows, trial_rows
+    from studyloom.views.one_trial import print_trial
     from studyloom.views.terminal import make_console, print_trials
 
+    if arguments.number is not None and (arguments.csv or arguments.json):
+        raise ValueError("NUMBER shows one trial; --csv and --json list all: leave out one of them")
     if arguments.curves and not arguments.csv:
         raise ValueError("--curves needs --csv")
     stored = open_run(arguments)
@@ -139,6 +156,8 @@ def trials(arguments: argparse.Namespace) -> None:
         if sys.stdout.isatty():  # a program gets every stored value unchanged
             text = printable(text)
         sys.stdout.write(text)
+    elif arguments.number is not None:
+        print_trial(stored, arguments.number, make_console())
     else:
         print_trials(stored, make_console())
 
