@@ -17,8 +17,10 @@ from studyloom.storage.opening import create_study
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.views.comparison import (
     best_so_far,
+    describe_lead,
     draw_curves,
     find_differences,
+    list_winners,
     read_studies,
     render,
 )
@@ -76,6 +78,27 @@ def test_studies_of_one_definition_differ_only_in_their_samplers(tmp_path):
     heights = [y for _, y in line]
     assert heights == sorted(heights)
     assert len({mark.color for mark in chart.marks}) == 2
+
+
+def test_a_comparison_says_which_study_leads_and_shows_the_winners(tmp_path):
+    first = store_run(tmp_path / "a", values(0.5, 0.8))
+    second = store_run(tmp_path / "b", values(0.9), "random")
+    studies = read_runs(first, second)
+    lead = "b leads: accuracy 0.9000 in the search, 0.1000 better than a"
+    assert describe_lead(studies) == f"{lead}. They have the same definition."
+    assert f">{lead}" in render(studies)
+    assert list_winners(studies) == {"lr": ["0.01", "0.1"]}
+    equal = read_runs(first, store_run(tmp_path / "c", values(0.8)))
+    assert describe_lead(equal).startswith("a and c are equal: accuracy 0.8000 in the search.")
+    empty = read_runs(first, store_run(tmp_path / "d", []))
+    assert "a leads: accuracy 0.8000 in the search; the others" in describe_lead(empty)
+    tests = []
+    for name, value in (("e", 0.7), ("f", 0.6)):
+        row = {"params": a_trial(0).params, "search_value": 0.9}
+        result = {"winner": row, "test": {"winner": {"mean": value}}}
+        tests.append(store_run(tmp_path / name, values(0.9), result=result))
+    tested = describe_lead(read_runs(*tests))
+    assert tested.startswith("e leads: accuracy 0.7000 on the test set, 0.1000 better than f.")
 
 
 def test_replaced_and_external_trials_take_no_place_on_the_axis_of_trials(tmp_path):

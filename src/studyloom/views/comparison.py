@@ -235,6 +235,101 @@ def _format_duration(seconds: float | None) -> str:
     return format_duration(seconds)
 
 
+@dataclass(frozen=True)
+class _Standing:
+    """The value by which a study is compared with others."""
+
+    label: str
+    value: float
+
+
+def describe_lead(studies: Sequence[ComparedStudy]) -> str:
+    """Says in a sentence which study found the better configuration, and by how much.
+
+    The studies are compared on their test sets if all have been tested, or else in the search.
+    """
+    stored = studies[0].stored
+    if not _have_same_objective(studies):
+        return UNLIKE
+    basis = "on the test set"
+    standings = _list_standings(studies, tested=True)
+    if len(standings) < len(studies):
+        basis = "in the search"
+        standings = _list_standings(studies, tested=False)
+    if not standings:
+        return "No study has a complete trial yet."
+    standings.sort(key=lambda standing: -stored.sign * standing.value)
+    leader = standings[0]
+    value = f"{one_line(stored.metric)} {words.format_number(leader.value)}"
+    sentence = f"{leader.label} leads: {value} {basis}"
+    if len(standings) > 1:
+        runner_up = standings[1]
+        lead = words.format_number(abs(leader.value - runner_up.value))
+        sentence += f", {lead} better than {runner_up.label}"
+        if leader.value == runner_up.value:
+            sentence = f"{leader.label} and {runner_up.label} are equal: {value} {basis}"
+    if len(standings) < len(studies):
+        sentence += "; the others have no complete trial yet"
+    if _have_same_definition(studies):
+        return f"{sentence}. They have the same definition."
+    return f"{sentence}. They have different definitions."
+
+
+def _list_standings(studies: Sequence[ComparedStudy], *, tested: bool) -> list[_Standing]:
+    """Returns the values of the studies that have one, on the test set or in the search."""
+    standings = []
+    for study in studies:
+        facts = collect_facts(study)
+        value = facts.best
+        if tested:
+            value = facts.test
+        if value is not None:
+            standings.append(_Standing(study.label, value))
+    return standings
+
+
+def _have_same_objective(studies: Sequence[ComparedStudy]) -> bool:
+    """Returns whether all studies optimize the same metric in the same direction."""
+    objectives = {(study.stored.metric, study.stored.sign) for study in studies}
+    return len(objectives) == 1
+
+
+def _have_same_definition(studies: Sequence[ComparedStudy]) -> bool:
+    """Returns whether all studies have the same definition."""
+    definitions = set()  # as text, since a mapping is not hashable
+    for study in studies:
+        definitions.add(json.dumps(study.stored.definition(), sort_keys=True, default=str))
+    return len(definitions) == 1
+
+
+def list_winners(studies: Sequence[ComparedStudy]) -> dict[str, list[str]]:
+    """Returns the hyperparameters of each winner, or of the best trial before there is one.
+
+    Returns:
+        The values in the order of the studies, by the name of the hyperparameter; – where a study
+        lacks it.
+    """
+    params_of_studies: list[Mapping[str, Any]] = []
+    for study in studies:
+        params: Mapping[str, Any] = {}
+        if study.result is not None:
+            params = study.result.winner.params
+        elif study.snapshot.best is not None:
+            params = study.snapshot.best.params
+        params_of_studies.append(params)
+    winners: dict[str, list[str]] = {}
+    for params in params_of_studies:
+        for name in params:
+            winners.setdefault(name, [])
+    for name, cells in winners.items():
+        for params in params_of_studies:
+            cell = "–"
+            if name in params:
+                cell = shorten(format_parameter(params[name]), 60)
+            cells.append(cell)
+    return winners
+
+
 def best_so_far(study: ComparedStudy, *, over_time: bool) -> list[tuple[float, float]]:
     """Returns the points of a curve: the best value after each trial that improved it.
 
@@ -270,8 +365,7 @@ def best_so_far(study: ComparedStudy, *, over_time: bool) -> list[tuple[float, f
 def draw_curves(studies: Sequence[ComparedStudy], *, over_time: bool) -> Chart | str:
     """Draws the best value so far of each study, over its trials or the time of its workers."""
     stored = studies[0].stored
-    objectives = {(study.stored.metric, study.stored.sign) for study in studies}
-    if len(objectives) > 1:
+    if not _have_same_objective(studies):
         return UNLIKE
     lines = {study.label: best_so_far(study, over_time=over_time) for study in studies}
     return figures.draw_best_lines(lines, stored.metric, stored.sign, over_time=over_time)
@@ -286,8 +380,14 @@ def render_sections(studies: Sequence[ComparedStudy]) -> list[page.Section]:
         differences = PageTable(head, rows, text_columns=range(len(head)))
     over_trials = page.draw_figure(draw_curves, studies, over_time=False)
     over_time = page.draw_figure(draw_curves, studies, over_time=True)
+    winners: Block = page.Absent("No study has a winner with hyperparameters yet.")
+    winner_rows = [(name, *values) for name, values in list_winners(studies).items()]
+    if winner_rows:
+        head = ("", *(study.label for study in studies))
+        winners = PageTable(head, winner_rows, text_columns=range(len(head)))
     return [
         page.make_section("found", [make_table(studies)]),
+        page.make_section("winners", [winners]),
         page.make_section("differs", [differences]),
         page.make_section("over-trials", [over_trials]),
         page.make_section("over-time", [over_time]),
@@ -296,15 +396,9 @@ def render_sections(studies: Sequence[ComparedStudy]) -> list[page.Section]:
 
 def render(studies: Sequence[ComparedStudy]) -> str:
     """Renders the comparison as self-contained HTML."""
-    definitions = set()  # as text, since a mapping is not hashable
-    for study in studies:
-        definitions.add(json.dumps(study.stored.definition(), sort_keys=True, default=str))
-    if len(definitions) == 1:
-        sentence = "They have the same definition."
-    else:
-        sentence = "They have different definitions."
     name = " · ".join(study.label for study in studies)
-    head = page.Head(name, sentence, [page.Lines([_describe(study) for study in studies])])
+    sentences = [_describe(study) for study in studies]
+    head = page.Head(name, describe_lead(studies), [page.Lines(sentences)])
     return page.render_report(head, render_sections(studies))
 
 
@@ -320,7 +414,8 @@ def write_page(studies: Sequence[ComparedStudy], path: Path) -> None:
 
 
 def print_comparison(studies: Sequence[ComparedStudy], console: Console) -> None:
-    """Prints studies side by side: the sentence of each, their results, and their differences."""
+    """Prints studies side by side: which leads, the sentence of each, results and differences."""
+    console.print(Text(describe_lead(studies), "bold"), soft_wrap=True)
     for study in studies:
         console.print(Text(_describe(study)), soft_wrap=True)
     table = make_table(studies)
@@ -328,6 +423,10 @@ def print_comparison(studies: Sequence[ComparedStudy], console: Console) -> None
     for row in (table.head, *table.rows):
         rows.append([one_line(str(cell)) for cell in row])
     no_cells = ["" for _ in studies]
+    rows.append(["", *no_cells])
+    rows.append(["winner, or best trial", *no_cells])
+    for name, values in list_winners(studies).items():
+        rows.append([f"  {one_line(name)}", *map(one_line, values)])
     rows.append(["", *no_cells])
     rows.append(["what differs", *no_cells])
     for key, values in find_differences(studies).items():
