@@ -20,6 +20,7 @@ __all__ = [
     "headline",
     "importances",
     "notebook",
+    "one_trial",
     "page",
     "progress",
     "report",

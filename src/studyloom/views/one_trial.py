@@ -53,8 +53,8 @@ def _describe_trial(trial: FrozenTrial, snapshot: Snapshot) -> Iterator[str]:
     yield one_line(describe_end(trial, snapshot.live_trials))
     if trial.values:
         names = (snapshot.metric, *snapshot.costs)
-        values = zip(names, format_each_value(trial), strict=False)
-        yield ", ".join(f"{name} {value}" for name, value in values)
+        named_values = zip(names, format_each_value(trial), strict=False)
+        yield ", ".join(f"{name} {value}" for name, value in named_values)
     record = TrialRecord(trial)
     facts = []
     if trial.datetime_start is not None:
@@ -67,10 +67,10 @@ def _describe_trial(trial: FrozenTrial, snapshot: Snapshot) -> Iterator[str]:
         yield ", ".join(facts)
     yield ""
     yield from align_rows(_compare_parameters(trial, snapshot), text_columns=None)
-    values = record.curve.get("value", ())[-MOST_EPOCHS:]
-    if values:
+    last_values = record.curve.get("value", [])[-MOST_EPOCHS:]
+    if last_values:
         yield ""
-        yield f"after each epoch, the last {len(values)}: {_format_curve(values)}"
+        yield f"after each epoch, the last {len(last_values)}: {_format_curve(last_values)}"
     if record.traceback is not None:
         yield ""
         yield indented(str(record.traceback))
