@@ -224,9 +224,15 @@ def test_the_address_of_a_trial_opens_its_details(opened, tmp_path):
     assert shown(opened("#trial-77")) is shown(opened("#trials")) is None
 
 
+def sort_by_number(page):
+    """Sorts the table by the numbers of the trials; the best trial is first otherwise."""
+    page.get_by_role("button", name="trial", exact=True).click()
+
+
 @pytest.mark.browser
 def test_keys_and_the_back_button_step_through_trials_and_close_them(opened):
     page = opened()
+    sort_by_number(page)
     page.evaluate("scrollTo(0, 500)")
     page.locator("#all-trials a").nth(4).click()
     assert shown(page) == 4
@@ -250,7 +256,8 @@ def test_keys_and_the_back_button_step_through_trials_and_close_them(opened):
     page.keyboard.press("Escape")
     page.wait_for_url(lambda url: "#" not in url)
     assert shown(page) is None
-    page = opened("#trial-0")
+    page = opened()
+    page.locator("#all-trials tbody a").first.click()
     assert page.get_by_label("the trial above").is_disabled()
     page.get_by_label("close").click()
     page.wait_for_url(lambda url: "#" not in url)
@@ -263,6 +270,7 @@ FIGURES = ("#search", "#curves", "#slices", "#together", "#workers")
 @pytest.mark.browser
 def test_every_point_line_and_row_leads_to_its_trial(opened):
     page = opened()
+    sort_by_number(page)
     page.locator("#all-trials tbody tr").nth(6).locator("td").nth(1).click()
     assert shown(page) == 6
     page.keyboard.press("Escape")
@@ -341,7 +349,7 @@ def test_a_brush_and_the_filter_select_trials_in_table_and_figures(opened):
         ends = [(0.01, 0.75), (0.5, 0.8), (0.99, 0.99)]
     brush(page, plot, *ends)
     assert shown(page) is None, "the end of a rectangle is no click"
-    assert visible(page) == [2, 5, 8], "the smallest of three rates"
+    assert sorted(visible(page)) == [2, 5, 8], "the smallest of three rates"
     assert page.locator("#chosen").inner_text().startswith("3 of 10 trials")
     for figure in FIGURES:
         assert {*emphasised(page, figure)} == {2, 5, 8}

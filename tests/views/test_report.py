@@ -74,10 +74,11 @@ def text_of(page):
 def test_a_report_has_every_trial_and_a_table_for_each_figure(searched):
     page = render(searched, WINNER, "")
     rows = re.findall(r'<tr id="trial-(\d+)" data-state="(\w+)"[^>]*>(.*?)</tr>', page, re.DOTALL)
-    assert [int(number) for number, *_ in rows] == [*range(40)]
+    assert sorted(int(number) for number, *_ in rows) == [*range(40)]
     assert {state for _, state, _ in rows} == {"complete", "pruned", "failed", "interrupted"}
-    assert "complete, <b>best</b>" in rows[37][2]
-    assert "<td>cnn</td>" in rows[1][2]
+    cells = {int(number): text for number, _, text in rows}
+    assert "complete, <b>best</b>" in cells[37]
+    assert "<td>cnn</td>" in cells[1]
     figures = re.findall(r'class="plot"[^>]* aria-label="Figure: ', page)
     assert len(figures) == page.count('class="plot"') == page.count('class="behind"') > 0
 
@@ -454,6 +455,7 @@ def test_the_table_is_sorted_filtered_and_saved_without_formulas(study_of, open_
     page = open_page(render(study_of(trials), None, ""))
     visible_rows = "#all-trials tbody tr:not([hidden]) th"
     numbers = f"[...document.querySelectorAll('{visible_rows}')].map((c) => +c.textContent)"
+    assert page.evaluate(numbers) == [1, 5, 2, 6, 3, 7, 0, 4], "the best first"
     page.get_by_role("button", name="accuracy", exact=True).click()
     assert page.evaluate(numbers) == [0, 4, 3, 7, 2, 6, 1, 5]
     assert page.locator("#all-trials th[aria-sort=ascending]").inner_text() == "accuracy"
@@ -540,3 +542,47 @@ def test_the_security_policy_blocks_other_scripts_and_all_requests(study_of, ope
     refusals = [line for line in open_page.seen if "Content Security Policy" in line]
     assert len(refusals) >= 2
     open_page.seen.clear()
+
+
+def test_the_table_has_the_best_trial_first_and_those_without_a_value_last(study_of):
+    values = {0: 0.5, 1: 0.7, 2: 0.6}
+    trials = [a_trial(number, accuracy=value) for number, value in values.items()]
+    trials.append(a_trial(3, TrialState.FAIL))
+    stored = study_of(trials)
+    for sign, order in ((1, [1, 2, 0, 3]), (-1, [0, 2, 1, 3])):
+        ranks = report._rank_by_value(stored.trials(), sign)
+        assert sorted(ranks, key=ranks.get) == order
+    page = render(stored, None, "")
+    assert re.findall(r'<tr id="trial-(\d+)"', page) == ["1", "2", "0", "3"]
+    assert 'aria-sort="descending"' in page
+
+
+def test_the_navigation_has_six_groups_that_lead_to_every_section(searched):
+    page = render(searched, WINNER, "")
+    nav = re.search(r"<nav.*?</nav>", page, re.DOTALL)[0]
+    groups = re.findall(r'<li><a href="#([\w-]+)">([^<]*)</a>(?=<ul>|</li>\n)', nav)
+    titles = [title for _, title in groups]
+    assert titles == ["Result", "Search", "Hyperparameters", "Errors", "Trials", "Setup"]
+    sections = re.findall(r'<section id="([\w-]+)"', page)
+    assert list(dict.fromkeys(re.findall(r'href="#([\w-]+)"', nav))) == sections
+
+
+@pytest.mark.browser
+def test_the_navigation_marks_the_present_section_and_opens_by_keyboard(searched, open_page):
+    page = open_page(render(searched, WINNER, ""))
+    marked = "[...document.querySelectorAll('nav [aria-current]')].map((a) => a.textContent)"
+    assert page.evaluate(marked)[0] == "Result"
+    page.evaluate("document.getElementById('slices').scrollIntoView()")
+    page.wait_for_function(f"{marked}.includes('Slice plot')")
+    assert page.evaluate(marked)[0] == "Hyperparameters"
+    menu = page.locator("nav li:has(> a[href='#importances']) > ul")
+    assert menu.bounding_box()["height"] <= 1
+    focused = "document.activeElement.textContent"
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        if page.evaluate(focused) == "Slice plot":
+            break
+    assert page.evaluate(focused) == "Slice plot"
+    assert menu.bounding_box()["height"] > 50
+    page.keyboard.press("Escape")
+    assert menu.bounding_box()["height"] <= 1

@@ -225,11 +225,13 @@ class Column:
     Args:
         is_text: whether it holds texts, not numbers.
         parameter: the full name of a hyperparameter, which the title may shorten; else "".
+        order: `ascending` or `descending` if the rows are sorted by it; else "".
     """
 
     title: str
     is_text: bool
     parameter: str = ""
+    order: str = ""
 
 
 @dataclass(frozen=True)
@@ -247,12 +249,14 @@ class Section:
     Args:
         key: its permanent id: letters and hyphens.
         caption: how to read it; left out if all of the section is absent.
+        group: the link of the navigation that it belongs to; empty if it has a link of its own.
     """
 
     key: str
     title: str
     blocks: Sequence[Block]
     caption: str = ""
+    group: str = ""
 
     @property
     def is_absent(self) -> bool:
@@ -265,6 +269,27 @@ class Section:
         return any(isinstance(block, Absent) and block.is_error for block in self.blocks)
 
 
+@dataclass(frozen=True)
+class LinkGroup:
+    """A link of the navigation, with the sections to which its menu leads."""
+
+    title: str
+    sections: Sequence[Section]
+
+
+def group_links(sections: Iterable[tuple[Section, object]]) -> list[LinkGroup]:
+    """Groups sections for the navigation, in the order of the first section of each group.
+
+    Args:
+        sections: the sections of a page, each with its HTML.
+    """
+    sections_by_title: dict[str, list[Section]] = {}
+    for section, _ in sections:
+        title = section.group or section.title
+        sections_by_title.setdefault(title, []).append(section)
+    return [LinkGroup(title, members) for title, members in sections_by_title.items()]
+
+
 def make_section(name: str, blocks: Sequence[Block], **values: object) -> Section:
     """Makes a section of sections.toml.
 
@@ -274,7 +299,8 @@ def make_section(name: str, blocks: Sequence[Block], **values: object) -> Sectio
     entry = SECTIONS[name]
     title = str(entry.get("title", "")).format(**values)
     caption = str(entry.get("caption", "")).format(**values)
-    return Section(entry.get("key", name), title, blocks, caption)
+    key = entry.get("key", name)
+    return Section(key, title, blocks, caption, entry.get("group", ""))
 
 
 def make_part(name: str, blocks: Sequence[Block], **values: object) -> Part:
@@ -364,6 +390,7 @@ def environment() -> Environment:
     templates.filters |= {
         "dotted": _break_after_dots,
         "linked": _link_trials,
+        "grouped": group_links,
         "safe_data": _make_data_safe,
     }
     return templates

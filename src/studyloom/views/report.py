@@ -4,6 +4,7 @@ It can be written while the search runs; a sentence replaces a figure that canno
 add a section, yield it in `read_report`, and add its words to assets/report/sections.toml.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -15,7 +16,7 @@ from optuna.trial import FrozenTrial
 from studyloom.errors import StudyloomError, UndrawnReport
 from studyloom.files import write_whole
 from studyloom.storage import trial_tables
-from studyloom.storage.stored_study import StoredStudy
+from studyloom.storage.stored_study import StoredStudy, value_of
 from studyloom.storage.trial_record import TrialRecord, shown_state
 from studyloom.text import (
     format_duration,
@@ -281,8 +282,8 @@ def _list_search_facts(stored: StoredStudy, snapshot: Snapshot) -> Iterator[tupl
         yield label, gain
 
 
-def render_winner(result: Result) -> Iterator[Section]:
-    """Renders the candidates, the ablation, and what the winner predicts on the test set."""
+def render_candidates(result: Result) -> Iterator[Section]:
+    """Renders the candidates and the ablation."""
     yield make_section("candidates", [_make_candidate_table(result)])
     ablation = result.ablation
     if ablation is not None and ablation.rows:
@@ -292,6 +293,10 @@ def render_winner(result: Result) -> Iterator[Section]:
         if description:
             blocks.append(Paragraph(f"winner.simple.yaml is {description}."))
         yield make_section("ablation", blocks, metric=result.metric.name)
+
+
+def render_predictions(result: Result) -> Iterator[Section]:
+    """Renders what the winner predicts on the test set, and its errors."""
     why_absent = words.explain_no_predictions(result)
     predictions = result.predictions  # of numbers; None for a classifier
     if why_absent:
@@ -529,10 +534,18 @@ def render_trials(
         if name in ranked:
             full_name = name.removeprefix("params.")
         has_text = any(isinstance(cell, str | bool | list) for cell in cells)
-        head.append(page.Column(titles.get(name, name), is_text=has_text, parameter=full_name))
+        order = ""
+        if name == objectives[0]:
+            order = "ascending"
+            if stored.sign > 0:
+                order = "descending"
+        column = page.Column(titles.get(name, name), has_text, parameter=full_name, order=order)
+        head.append(column)
     trials_by_number = {trial.number: trial for trial in stored.trials()}
     trials = [trials_by_number[number] for number in columns["number"]]
     rows = _make_trial_rows(trials, shown_columns, snapshot, winner_number, run_dir)
+    ranks = _rank_by_value(trials, stored.sign)
+    rows.sort(key=lambda row: ranks[row.number])
     section = make_section("trials", [page.Trials(head, rows)])
     if len(parameters) < len(ranked):
         note = (
@@ -541,6 +554,23 @@ def render_trials(
         )
         section = replace(section, caption=f"{section.caption} {note}")
     return section
+
+
+def _rank_by_value(trials: Sequence[FrozenTrial], sign: int) -> dict[int, int]:
+    """Returns the rank of each trial by its number: the best value first, then those without one.
+
+    Args:
+        sign: 1 if more is better, else -1.
+    """
+
+    def sort_key(trial: FrozenTrial) -> tuple[bool, float, int]:
+        value = value_of(trial)
+        if value is None or math.isnan(value):
+            return True, 0.0, trial.number
+        return False, -sign * value, trial.number
+
+    ranked = sorted(trials, key=sort_key)
+    return {trial.number: rank for rank, trial in enumerate(ranked)}
 
 
 def _make_trial_rows(
@@ -860,21 +890,23 @@ class _ReportSource:
         yield from render_running(self.progress.current)
         yield render_details(self.stored, self.snapshot, self.result)
         if self.result is not None:
-            yield from render_winner(self.result)
-            yield from render_explanations(self.result)
+            yield from render_candidates(self.result)
         yield from search_sections[first_count:]
         yield from render_proposers(self.stored, self.result)
-        trials_section = render_trials(
-            self.drawn, self.snapshot, self.winner_number, self.parameters.shares, self.run_dir
-        )
-        yield from _add_note([trials_section], self.note)
+        yield render_workers(self.stored, self.snapshot)
         effects = parameter_sections.render_parameters(
             self.drawn, self.snapshot.best, self.axis, self.parameters
         )
         yield from _add_note(effects, self.note)
-        yield render_workers(self.stored, self.snapshot)
+        if self.result is not None:
+            yield from render_predictions(self.result)
+            yield from render_explanations(self.result)
         if not self.has_failed:
             yield failures
+        trials_section = render_trials(
+            self.drawn, self.snapshot, self.winner_number, self.parameters.shares, self.run_dir
+        )
+        yield from _add_note([trials_section], self.note)
         yield render_environment(self.stored.trials(), self.result, self.configs)
 
 

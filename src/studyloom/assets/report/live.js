@@ -136,6 +136,7 @@ function update(message) {
   const typing = document.getElementById("changes");
   if (view.open && location.hash.slice(1) in message.rows && !typing) visit();
   version = message.version;
+  markPresent();
   performance.measure("update", { start: began, end: performance.now() });
 }
 

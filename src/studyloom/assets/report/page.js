@@ -382,6 +382,8 @@ document.addEventListener("click", async (event) => {
 function prepareTable() {
   if (!table()) return;
   document.querySelector(".tools").hidden = false;
+  const given = titles().find((cell) => cell.hasAttribute("aria-sort"));
+  if (!sorted && given) sorted = [nameOf(given), given.getAttribute("aria-sort") === "ascending" ? 1 : -1];
   for (const cell of titles()) {
     if (cell.querySelector("button")) continue;
     const button = document.createElement("button");
@@ -397,6 +399,39 @@ function prepareTable() {
   document.getElementById("csv").addEventListener("click", () => save(new Blob([csv()], { type: "text/csv" }), "trials.csv"));
   filter();
 }
+
+// The link of the present section, which is the last one that begins above the middle of the window,
+// and that of its group are marked.
+
+function markPresent() {
+  const begun = [...document.querySelectorAll("main > section")]
+    .filter((section) => section.getBoundingClientRect().top < innerHeight / 2);
+  const atEnd = scrollY > 0 && innerHeight + scrollY >= document.documentElement.scrollHeight - 2;
+  const sections = atEnd ? [...document.querySelectorAll("main > section")] : begun;
+  const present = sections.at(-1) ?? document.querySelector("main > section");
+  for (const link of document.querySelectorAll("nav a")) {
+    const group = link.parentElement.querySelector(`ul a[href="#${present?.id}"]`);
+    const marked = link.hash === `#${present?.id}` || group;
+    if (marked) link.setAttribute("aria-current", group ? "true" : "location");
+    else link.removeAttribute("aria-current");
+  }
+}
+
+let marking = false;
+function markSoon() {
+  if (marking) return;
+  marking = true;
+  requestAnimationFrame(() => {
+    marking = false;
+    markPresent();
+  });
+}
+
+addEventListener("scroll", markSoon, { passive: true });
+addEventListener("resize", markSoon);
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && event.target.closest?.("nav")) event.target.blur();
+});
 
 // The view of one trial, at its address: #trial-17.
 
@@ -565,4 +600,5 @@ document.getElementById("clear").addEventListener("click", clear);
 document.getElementById("image").addEventListener("click", saveImage);
 document.getElementById("image").hidden = !document.getElementById("shared");
 prepareTable();
+markPresent();
 visit();
