@@ -172,7 +172,8 @@ def completion(arguments: argparse.Namespace) -> None:
 
     for parser in arguments.parser.commands.values():
         for action in parser._actions:
-            takes_file = action.type is Path or action.dest == "source"  # a source may be a file
+            # A source or program may be a file.
+            takes_file = action.type is Path or action.dest in ("source", "program")
             if takes_file:
                 action.complete = shtab.FILE
     script = shtab.complete(arguments.parser, arguments.shell)

@@ -46,6 +46,9 @@ def read(*lines, metric="val_acc", **patterns):
         "\x1b[1mval_acc\x1b[0m: \x1b[32m0.93\x1b[0m",
         "train_acc=0.1 val_acc=0.5 val_acc=0.93",
         "val_acc -> 0.93.",
+        "{'loss': '0.2', 'val_acc': '0.93'}",
+        "10/10 ━━━ 1s 10ms/step - loss: 0.2 - val_acc: 0.93",
+        "Epoch 2: 100%|███| 10/10 [00:00<00:00, 95.1it/s, v_num=0, val_acc=0.93]",
     ],
 )
 def test_a_named_value_is_found(line):
@@ -80,6 +83,7 @@ def test_a_name_may_have_blanks():
         ["epoch  loss  val_acc", "-----  ----  -------", "    1   0.5     0.93"],
         ["| epoch | loss | val_acc |", "|---|---|---|", "| 1 | 0.5 | 0.93 |"],
         ["epoch,loss,val_acc", "1,0.5,0.93"],
+        ["  Epoch   GPU_mem   val_acc", "    1/3      2.1G      0.93"],
         ["epoch\tloss\tval_acc\ttime", "1\t0.5\t0.93\t0:03"],
         ["┃ epoch ┃ loss ┃ val_acc ┃", "│ 1 │ 0.5 │ 0.93 │"],
     ],

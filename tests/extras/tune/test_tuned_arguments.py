@@ -8,7 +8,9 @@ from scripts_to_tune import LINES, copy_scripts
 
 from studyloom.config.values import flatten
 from studyloom.errors import ConfigError
+from studyloom.extras.integrations import command
 from studyloom.extras.tune.command_line import parse_search, parse_test
+from studyloom.extras.tune.search import RESERVED
 from studyloom.extras.tune.value_ranges import Values, parse_values
 
 RUNNING = [name for name in LINES if name != "constant"]
@@ -168,6 +170,7 @@ def test_a_seed_is_neither_searched_nor_changed_if_it_is_given(project):
 
 
 def test_names_that_a_command_reserves_get_another_name(project):
+    assert RESERVED == command.RESERVED
     search = parse("typed.py --gpus 1,2 --trial 1:2 --model a,b --model.width 1:2").search
     names = [hyperparameter.name for hyperparameter in search.hyperparameters]
     assert names == ["gpus_", "trial_", "model", "model_width_"]

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?(?:nan|inf)"
-# Between a name and its number: `=`, `:`, the bar of a table or blanks; then perhaps `tensor(`.
-SEPARATOR = r"['\"]?(?:\s*(?:[=:|]|->)\s*|\s+)(?:[A-Za-z][\w.]*\()?"
+# Between a name and its number: `=`, `:`, the bar of a table or blanks; then perhaps a quote or
+# `tensor(`.
+SEPARATOR = r"['\"]?(?:\s*(?:[=:|]|->)\s*|\s+)['\"]?(?:[A-Za-z][\w.]*\()?"
 START_OF_NAME = r"(?<![\w./-])"
 NO_BEST = r"(?<![Bb]est )(?<!BEST )(?<![Bb]est: )"  # "best val_acc 0.95" repeats an earlier value
 WORD = r"[A-Za-z_][\w./@-]*"
@@ -19,6 +20,7 @@ NAMED_NUMBER = re.compile(
     rf"{START_OF_NAME}(?P<name>{WORD}(?: {WORD}){{0,2}}){SEPARATOR}(?P<value>{NUMBER})(?!\w)"
 )
 BARE_NUMBER = re.compile(rf"(?<![\w.])(?:{NUMBER})(?![\w.])")
+START_OF_NUMBER = re.compile(r"[-+]?\.?\d|nan|inf|[-–—]+$")
 # The words before the number of a step, the one that counts before the others.
 STEP_KINDS = ("epoch", "step", "iter")
 STEP_PATTERNS = {
@@ -101,18 +103,19 @@ class NamedValueReader:
         if not self._header or len(cells) != len(self._header):
             return None
         has_separators = any(separator in line for separator in "|,\t")
-        numbers = [cell for cell in cells if BARE_NUMBER.fullmatch(cell)]
-        # Words of a sentence are as many as the columns by chance; so each must be a number.
-        if not has_separators and len(numbers) < len(cells):
+        # Words of a sentence are as many as the columns by chance; so each must begin as a number
+        # does, such as 1/3 or 2.1G.
+        if not has_separators and not all(START_OF_NUMBER.match(cell) for cell in cells):
             return None
         row = dict(zip(self._header, cells, strict=True))
-        if row[self.name] not in numbers:
+        if not BARE_NUMBER.fullmatch(row[self.name]):
             return None
         steps = {}
         for column, cell in row.items():
             kind = column.lower()
-            if kind in STEP_KINDS and re.fullmatch(r"\d+(\.0+)?", cell):
-                steps[kind] = int(float(cell))
+            step = re.fullmatch(r"(\d+)(\.0+|/\d+)?", cell)
+            if kind in STEP_KINDS and step is not None:
+                steps[kind] = int(step[1])
         return PrintedNumber(row[self.name], steps)
 
 

@@ -18,7 +18,8 @@ from studyloom.files import write_whole
 from studyloom.metrics import Direction
 
 CONFIG = "tune.yaml"  # in the run directory
-RESERVED = ("seed", "trial", "checkpoint_dir", "gpus")  # placeholders of a command
+# The placeholders of a command, as in `integrations.command`, whose import takes seconds.
+RESERVED = ("seed", "trial", "checkpoint_dir", "gpus")
 BRACES = re.compile(r"\{([A-Za-z_][\w.]*)\}")  # which a command would take for a placeholder
 # Characters that need no quotes in a command. No shell reads it, so that {lr} needs none.
 PLAIN_WORD = re.compile(r"[\w@%+=:,./{}\[\]-]+")
@@ -53,6 +54,7 @@ class Search:
         step: a regular expression for the step; None to look for epoch, step and iter.
         test_value: the name of the value on the test set, or a regular expression with a group.
         test_command: the words of a program that prints it; empty if the script itself does.
+        settings: further sections of the config, such as {"pruner": {…}}.
     """
 
     name: str
