@@ -118,7 +118,7 @@ def test_the_best_of_a_search_that_has_ended_is_partly_luck():
     ended = snapshot_of(free=0, done=40, best=best, baseline=baseline)
     assert judge_gain(None, ended, 1) == (
         "Whether the gain over the baseline is real is not known: the best of 40 trials is partly "
-        "luck, and it was not trained again with new seeds."
+        "luck, and only trainings with new seeds show how much."
     )
     running = snapshot_of(done=39, free=1, best=best, baseline=baseline)
     for snapshot in (

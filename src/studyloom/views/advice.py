@@ -120,8 +120,8 @@ def _explain_unknown_gain(snapshot: Snapshot) -> str:
         return ""
     return (
         "Whether the gain over the baseline is real is not known: the best of "
-        f"{plural(snapshot.done, 'trial')} is partly luck, and it was not trained again with new "
-        "seeds."
+        f"{plural(snapshot.done, 'trial')} is partly luck, and only trainings with new seeds show "
+        "how much."
     )
 
 
