@@ -11,6 +11,7 @@ from studyloom.views.terminal import (
     LiveLines,
     compare_with_baseline,
     make_console,
+    print_trials,
     say,
 )
 
@@ -76,3 +77,16 @@ def test_a_worker_is_idle_from_its_last_end_even_after_a_promotion():
     other = create_trial(value=0.5, user_attrs={WORKER: "b", TIMES: {"training": 20.0}})
     other.datetime_complete = began + timedelta(seconds=20)
     assert format_times([*trials, other], began) == ["training 100.0%"]
+
+
+def test_a_list_of_trials_breaks_lines_only_between_hyperparameters(searched):
+    console = make_console(io.StringIO(), width=70, force_terminal=True, color_system=None)
+    print_trials(searched, console)
+    _, *lines = console.file.getvalue().splitlines()  # without the head
+    assert max(map(len, lines)) <= 70
+    starts = [line for line in lines if line[:5].strip()]
+    assert len(starts) == 40
+    assert len(lines) > 40
+    further_words = {word for line in lines if line not in starts for word in line.split()}
+    settings = {word for word in further_words if "=" in word}
+    assert further_words - settings == {"hyperparameters", "train", "loss", "is", "nan"}

@@ -53,7 +53,6 @@ from studyloom.views.words import (
     describe_stored_result,
     describe_worker,
     format_each_value,
-    format_parameters,
     format_trial_values,
     list_front,
     list_parameters,
@@ -272,19 +271,40 @@ def list_failures(failures: Sequence[FailureCount]) -> list[str]:
 
 
 def print_trials(stored: StoredStudy, console: Console) -> None:
-    """Prints a line for each trial: number, state, values, time, hyperparameters or reason."""
+    """Prints each trial: number, state, values, time, hyperparameters or reason.
+
+    A pipe or a file gets a line for each. In a terminal, hyperparameters that do not fit follow in
+    lines below the first ones.
+    """
     objectives = ", ".join(objective.name for objective in stored.objectives)
-    rows = [("trial", "state", objectives, "time", "hyperparameters")]
+    rows = [("trial", "state", objectives, "time")]
+    details = [["hyperparameters"]]
     snapshot = take_snapshot(stored)
     for trial in snapshot.trials:
         record = TrialRecord(trial)
         time_text = ""
         if record.seconds is not None:
             time_text = format_duration(record.seconds)
-        text = one_line(record.reason or format_parameters(trial.params)) + describe_proposer(trial)
+        texts = list_parameters(trial.params)
+        if record.reason:
+            texts = [one_line(record.reason)]
+        texts[-1] += describe_proposer(trial)
+        details.append(texts)
         state = describe_state(trial, snapshot.live_trials)
-        rows.append((str(trial.number), state, format_trial_values(trial), time_text, text))
-    say(console, "\n".join(align_rows(rows, text_columns=(1, 4))))
+        rows.append((str(trial.number), state, format_trial_values(trial), time_text))
+    starts = [*align_rows(rows, text_columns=(1,))]
+    start_width = max(map(len, starts))
+    state_column = _find_column_start(rows, 1)
+    for row, start, texts in zip(rows, starts, details, strict=True):
+        parts = [start.ljust(start_width), *texts]
+        indent = start_width + len(COLUMN_GAP)
+        if indent > width_of(console) // 2:
+            indent = state_column  # too little is left beside the other columns
+        lines = wrap_parts(parts, width_of(console), COLUMN_GAP, indent=indent, breaks_words=False)
+        text = Text("\n".join(lines))
+        if row is not rows[0]:
+            color_state(text, state_column, row[1])
+        console.print(text, soft_wrap=True)
 
 
 def align_rows(rows: Sequence[Sequence[str]], text_columns: Sequence[int] | None) -> Iterator[str]:
@@ -573,7 +593,7 @@ class Display:
         if isinstance(self.console, CellConsole):
             self.console.show(self._notes)
         elif self._notes:
-            self.console.print(self._notes, soft_wrap=True)
+            say(self.console, self._notes.plain)
         self._thread.start()
         return self
 
