@@ -37,10 +37,10 @@ def print_trial(stored: StoredStudy, number: int, console: Console) -> None:
         if trial.number == number:
             say(console, "\n".join(_describe_trial(trial, snapshot)))
             return
-    known = "it has no trials yet"
+    existing = "it has no trials yet"
     if numbers:
-        known = f"it has {format_ranges(numbers)}"
-    raise ConfigError(f"study {one_line(stored.name)} has no trial {number}; {known}")
+        existing = f"it has {format_ranges(numbers)}"
+    raise ConfigError(f"study {one_line(stored.name)} has no trial {number}; {existing}")
 
 
 def _describe_trial(trial: FrozenTrial, snapshot: Snapshot) -> Iterator[str]:
