@@ -161,6 +161,6 @@ def test_the_search_box_finds_keys_commands_errors_and_topics(served_site, page,
     ends = f"[href*='{served_site}{path}?']"
     if anchor:
         ends += f"[href$='#{anchor}']"
-    page.locator(f"a:is([aria-posinset='1'], [aria-posinset='2']){ends}").click()
+    page.locator(f"a:is([aria-posinset='1'], [aria-posinset='2']){ends}").first.click()
     page.locator(f"[id='{anchor}']" if anchor else "h1").wait_for()
     assert page.seen == []
