@@ -67,8 +67,8 @@ class MlflowDatabase:
         try:
             with self._connect() as connection:
                 experiments = _read_experiments(connection)
-                chosen = choose_study(self, experiment, experiments, "experiment")
-                rows = _read_rows(connection, experiments[chosen])
+                chosen_name = choose_study(self, experiment, experiments, "experiment")
+                rows = _read_rows(connection, experiments[chosen_name])
                 ids = {row.run_id for row in rows}
                 metrics = _read_metrics(connection, ids)
                 chosen_metric = check_metric(self, metric, metrics)
@@ -87,7 +87,7 @@ class MlflowDatabase:
             run = Run(row.name, row.status, run_settings, run_values, row.start, row.end)
             runs.append(run)
         check_settings(self, names, runs)
-        return chosen, chosen_metric, runs
+        return chosen_name, chosen_metric, runs
 
     @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
