@@ -264,7 +264,7 @@ def test_keys_and_the_back_button_step_through_trials_and_close_them(opened):
     assert shown(page) is None
 
 
-FIGURES = ("#search", "#curves", "#slices", "#together", "#workers")
+FIGURES = ("#search", "#curves", "#slices", "#together", "#parallel", "#workers")
 
 
 @pytest.mark.browser

@@ -3,6 +3,7 @@ import html
 import json
 import re
 from copy import deepcopy
+from datetime import timedelta
 
 import pytest
 from commands import CANARY
@@ -400,7 +401,7 @@ def open_page(browser, tmp_path):
 @pytest.mark.browser
 def test_a_browser_draws_figures_reads_points_and_requests_nothing(searched, open_page):
     page = open_page(render(searched, WINNER, "a: 1"))
-    assert page.locator(".plot").count() == 8
+    assert page.locator(".plot").count() == 9
     drawn = page.evaluate(
         "[...document.querySelectorAll('.plot path')].map((p) => p.getTotalLength())"
     )
@@ -427,6 +428,59 @@ def test_a_browser_draws_figures_reads_points_and_requests_nothing(searched, ope
     x, y = map(float, re.match(r"M([\d.]+) ([\d.]+)", path).groups())
     page.mouse.move(box["x"] + x * box["width"] / 1000 + 2, box["y"] + y * box["height"] / 1000)
     assert page.locator(".tip").inner_text() == first
+
+
+@pytest.mark.browser
+def test_the_history_is_by_time_and_on_another_axis_on_request(study_of, open_page, tmp_path):
+    """Places are those of the values and times; each rectangle selects as before."""
+    values = (0.5, 0.9, 0.95, 0.99)
+    trials = [a_trial(number, accuracy=value) for number, value in enumerate(values)]
+    trials[3].datetime_start += timedelta(seconds=60)
+    trials[3].datetime_complete += timedelta(seconds=60)
+    report = write_report(study_of(trials), tmp_path).read_text()
+    page = open_page(report)
+    plot = page.locator("#search .plot")
+    by_time = page.get_by_role("button", name="by time")
+    log = page.get_by_role("button", name="log axis")
+
+    def places(axis):
+        points = "reading(plot).points.filter((p) => p.trial)"
+        return dict(
+            plot.evaluate(f"(plot, axis) => {points}.map((p) => [+p.trial, p[axis]])", axis)
+        )
+
+    def paths():
+        return page.locator("#search path").evaluate_all("(all) => all.map((p) => p.outerHTML)")
+
+    before = paths()
+    x = places("x")
+    assert x[1] - x[0] == pytest.approx(x[3] - x[2], abs=0.2), "by number"
+    by_time.click()
+    assert by_time.get_attribute("aria-pressed") == "true"
+    times = places("x")
+    assert (times[0], times[3]) == pytest.approx((x[0], x[3]), abs=0.2)
+    seconds = [(trial.datetime_start - trials[0].datetime_start).seconds for trial in trials]
+    share = seconds[1] / seconds[3]
+    assert times[1] - times[0] == pytest.approx(share * (x[3] - x[0]), abs=0.2)
+    assert page.locator("#search .x-label").last.inner_text().endswith(" s")
+    assert page.locator("#search .under").inner_text() == "time since the first trial began"
+    assert log.get_attribute("aria-pressed") == "true", "the axis of an accuracy"
+    log.click()
+    y = places("y")
+    assert (y[0] - y[1]) / (y[1] - y[3]) == pytest.approx(0.4 / 0.09, abs=0.1), "linear"
+    plot.focus()
+    page.keyboard.press("End")
+    assert page.locator(".tip").inner_text().startswith("trial 3: complete, best\naccuracy 0.99")
+    box = plot.bounding_box()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + box["height"] - 5)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] - 2, box["y"] - 20)
+    page.mouse.up()
+    assert page.locator("#matching").inner_text() == "1 of 4 trials"
+    page.get_by_role("button", name="show all").click()
+    by_time.click()
+    log.click()
+    assert paths() == before
 
 
 @pytest.mark.browser

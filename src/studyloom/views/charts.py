@@ -195,7 +195,12 @@ class Note:
 
 @dataclass(frozen=True)
 class Chart(Block):
-    """Marks between two axes, and a table of the same values."""
+    """Marks between two axes, and a table of the same values.
+
+    Args:
+        kind: `history` if the report can change its axes, `parallel` if it has an upright axis at
+            each tick of x; else empty.
+    """
 
     label: str
     height: int
@@ -204,6 +209,7 @@ class Chart(Block):
     marks: Sequence[Mark]
     table: PageTable
     notes: Sequence[Note] = ()
+    kind: str = ""
 
     def names(self) -> list[str]:
         """Returns the names of its marks."""

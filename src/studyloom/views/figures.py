@@ -196,7 +196,7 @@ def _remove(points: Mapping[int, Point], numbers: Collection[int]) -> dict[int, 
     return {number: point for number, point in points.items() if number not in numbers}
 
 
-def _without_empty(marks: Sequence[Mark]) -> list[Mark]:
+def without_empty(marks: Sequence[Mark]) -> list[Mark]:
     """Returns the marks that have something to draw."""
     return [mark for mark in marks if mark.parts]
 
@@ -335,7 +335,7 @@ def draw_history(
         note = f"The baseline has {format_value(baseline)}."
     table = PageTable(("from trial", f"best {axis.metric} so far"), rows, note=note)
     label = f"{axis.metric} of {len(values)} trials, in the order in which they began"
-    return Chart(label, height, x, y, _without_empty(marks), table)
+    return Chart(label, height, x, y, without_empty(marks), table, kind="history")
 
 
 def _make_history_scale(
@@ -491,7 +491,7 @@ def draw_curves(
     marks += _mark_rungs(trials, y)
     table = _tabulate_curves(best_first, outcomes, axis)
     label = f"{axis.metric} after each epoch, of {len(lines)} of {len(all_curves)} trials"
-    return Chart(label, height, x, y, _without_empty(marks), table)
+    return Chart(label, height, x, y, without_empty(marks), table)
 
 
 def _make_curve_line(curve: Curve, axis: Axis) -> Part:
@@ -620,7 +620,7 @@ def draw_losses(trial: FrozenTrial) -> Chart | str:
     titles = [LOSSES.get(name, name) for name in names]
     label = f"{', '.join(titles)} of trial {trial.number} by epoch"
     table = PageTable(("epoch", *titles), _list_quantities(epochs, columns, names))
-    return Chart(label, height, x, y, _without_empty(marks), table, notes)
+    return Chart(label, height, x, y, without_empty(marks), table, notes)
 
 
 def _make_quantity_line(epochs: Sequence[int], values: Sequence[Any]) -> list[Point]:
@@ -713,7 +713,7 @@ def draw_front(stored: StoredStudy, marked: Marked, axis: Axis, table: PageTable
             ring = make_trial_dots(point, color=name, name=name, width=ring_width, shape="ring")
             marks.append(ring)
     label = f"{axis.metric} over {cost.name}, of {len(trials)} complete trials"
-    return Chart(label, height, x, y, _without_empty(marks), table)
+    return Chart(label, height, x, y, without_empty(marks), table)
 
 
 def _mark_front(
@@ -873,7 +873,7 @@ def _make_choice_axis(settings: Sequence[object], name: str, pixels: float | Non
     return SettingAxis(scale, [positions[setting] for setting in settings])
 
 
-def _spread_choices(
+def spread_choices(
     axis: SettingAxis, trials: Sequence[FrozenTrial], step: float, width: float
 ) -> Sequence[float]:
     """Returns the coordinates of trials; on an axis of choices, those of one choice side by side.
@@ -981,7 +981,7 @@ def _draw_slice(
     """
     setting_axis = make_setting_axis(trials, name, PHONE)
     # Trials of one choice are drawn side by side; multiples of GOLDEN spread them evenly.
-    x_coordinates = _spread_choices(setting_axis, trials, step=GOLDEN, width=0.5)
+    x_coordinates = spread_choices(setting_axis, trials, step=GOLDEN, width=0.5)
     points: dict[int, Point] = {}
     for trial, coordinate in zip(trials, x_coordinates, strict=True):
         points[trial.number] = (coordinate, shared.coordinates[trial.number])
@@ -1019,7 +1019,7 @@ def _mark_ended_early(
         strokes = _remove(members, within_axis)
         marks.append(make_trial_dots(squares, color=outcome, width=5, shape="square"))
         marks.append(make_trial_dots(strokes, color=outcome, width=2, shape="rug"))
-    return _without_empty(marks)
+    return without_empty(marks)
 
 
 def _choose_shade(position: int, count: int) -> int:
@@ -1044,7 +1044,7 @@ def _mark_shades(
         members = {number for number in points if shades[number] == shade}
         selected = _select(points, members)
         marks.append(make_trial_dots(selected, color=f"ramp-{shade}", width=width, shape=shape))
-    return _without_empty(marks)
+    return without_empty(marks)
 
 
 @dataclass(frozen=True)
@@ -1118,8 +1118,8 @@ def draw_pair(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) -
     y = make_setting_axis(members, pair.second)
     # Trials with the same two choices are drawn side by side; multiples of GOLDEN and of PLASTIC
     # spread them evenly in both directions.
-    x_coordinates = _spread_choices(x, members, step=GOLDEN, width=0.4)
-    y_coordinates = _spread_choices(y, members, step=PLASTIC, width=0.4)
+    x_coordinates = spread_choices(x, members, step=GOLDEN, width=0.4)
+    y_coordinates = spread_choices(y, members, step=PLASTIC, width=0.4)
     points: dict[int, Point] = {}
     for trial, from_left, from_bottom in zip(members, x_coordinates, y_coordinates, strict=True):
         points[trial.number] = (from_left, from_bottom)
@@ -1276,7 +1276,7 @@ def draw_timeline(
     y = ChartScale(-0.12, len(workers) - 0.12, kind="none")  # a little space below the first row
     label = f"when each of {len(workers)} workers trained which trial"
     table = PageTable(("worker", "trials", "trained for", "idle"), rows, text_columns=(0,))
-    return Chart(label, ROW * len(workers) + 8, x, y, _without_empty(marks), table, notes)
+    return Chart(label, ROW * len(workers) + 8, x, y, without_empty(marks), table, notes)
 
 
 def _mark_bars(bars: Mapping[int, Part], outcomes: Mapping[int, str]) -> list[Mark]:
@@ -1470,7 +1470,7 @@ def draw_ablation(stored: Ablation) -> Chart | str:
     table = PageTable(head, rows, text_columns=(0, 4, 5))
     label = "how much worse the winner is without each change"
     height = ROW * len(losses) + 30  # pixels
-    return Chart(label, height, x, y, _without_empty(marks), table, notes)
+    return Chart(label, height, x, y, without_empty(marks), table, notes)
 
 
 def _place_losses(stored: Ablation) -> list[_Loss]:

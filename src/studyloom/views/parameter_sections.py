@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from optuna.trial import FrozenTrial
 
 from studyloom.storage.stored_study import StoredStudy
-from studyloom.views import figures, page
+from studyloom.views import figures, page, parallel
 from studyloom.views.advice import explain_basis, explain_no_importances
 from studyloom.views.charts import Axis, Block
 from studyloom.views.importances import (
@@ -110,3 +110,6 @@ def render_parameters(
         choice = "the two most important hyperparameters that occur together"
     pair = draw_figure(figures.draw_pair, trials, names, axis)
     yield make_section("together", [pair], choice=choice)
+    lines = draw_figure(parallel.draw_parallel, trials, parameters.names, best, axis)
+    selection = parallel.describe_selection(trials)
+    yield make_section("parallel", [lines], selection=selection)

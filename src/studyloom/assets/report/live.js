@@ -100,6 +100,7 @@ function bring(keys) {
 }
 
 function observed(section) {
+  redraw(section);
   emphasise(section);
   observer.observe(section);
 }
@@ -133,6 +134,7 @@ function update(message) {
     sort();
     filter();
   }
+  if (axes.time) redraw(document); // with the times of new rows
   const typing = document.getElementById("changes");
   if (view.open && location.hash.slice(1) in message.rows && !typing) visit();
   version = message.version;
@@ -220,13 +222,19 @@ view.addEventListener("filled", () => {
   document.getElementById("trial-body").firstElementChild.after(make("p.actions", "", ...buttons), answer);
 });
 
+// The value of a cell with few digits: the server keeps those that the user does not change.
+function briefly(cell) {
+  const text = stored(cell);
+  return /[.e]/.test(text) && !Number.isNaN(Number(text)) ? String(Number(Number(text).toPrecision(4))) : text;
+}
+
 // Makes the values of a trial inputs; those that the user changes are proposed.
 function edit(configuration, row, trial) {
   const columns = new Map(titles().map((title, n) => [nameOf(title), n]));
   const inputs = [...configuration.tBodies[0].rows].map((each) => {
     const name = each.cells[0].textContent;
     const cell = row.cells[columns.get(name)];
-    const input = Object.assign(make("input", ""), { name, defaultValue: stored(cell), autocomplete: "off" });
+    const input = Object.assign(make("input", ""), { name, defaultValue: briefly(cell), autocomplete: "off" });
     input.setAttribute("aria-label", name);
     each.cells[1].replaceChildren(input);
     return input;

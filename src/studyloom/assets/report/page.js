@@ -263,6 +263,171 @@ function filter() {
   performance.measure("filter", { start: began, end: performance.now() });
 }
 
+// The axes of the history: trials by number or by time, values on a linear or a logarithmic axis.
+
+const axes = { time: false, log: null }; // log: null as the report has it
+const originals = new WeakMap(); // what the report has drawn, by plot
+
+function original(plot) {
+  if (!originals.has(plot)) {
+    originals.set(plot, {
+      x: JSON.parse(plot.dataset.x),
+      y: JSON.parse(plot.dataset.y),
+      paths: [...plot.querySelectorAll("path:not(.chosen)")].map((path) => [path, path.getAttribute("d")]),
+      labels: [...plot.querySelectorAll(".x-label, .y-label")],
+    });
+  }
+  return originals.get(plot);
+}
+
+const isLog = (kind) => kind === "unit" || kind === "tens";
+
+// The value at a coordinate of an axis, not rounded, and the coordinate of a value.
+const rawValue = (kind, at) => (kind === "unit" ? 1 - 10 ** -at : kind === "tens" ? 10 ** at : at);
+const coordinateOf = (kind, value) => (kind === "tens" ? Math.log10(value) : value);
+
+// When each trial began, in seconds, by its number; and where the first and the last are drawn.
+function timesOf({ x }) {
+  const times = new Map();
+  for (const row of table()?.tBodies[0].rows ?? []) {
+    const began = Date.parse(JSON.parse(row.dataset.more).facts?.began?.replace(" ", "T"));
+    if (!Number.isNaN(began)) times.set(Number(row.id.slice("trial-".length)), began / 1000);
+  }
+  const first = Math.min(...times.values());
+  const latest = Math.max(...times.keys(), 0);
+  const placeOf = (trial) => (1000 * (trial - x.low)) / (x.high - x.low);
+  return { times, first, length: Math.max(...times.values()) - first, latest, left: placeOf(0), right: placeOf(latest) };
+}
+
+// Maps the place of a trial's number to that of the time at which it began.
+function acrossTime({ x }, { times, first, length, latest, left, right }) {
+  let at = first;
+  const places = [];
+  for (let trial = 0; trial <= latest; trial += 1) {
+    at = times.get(trial) ?? at;
+    places.push(left + ((at - first) / length) * (right - left));
+  }
+  return (place) => places[Math.round(x.low + (place / 1000) * (x.high - x.low))] ?? place;
+}
+
+// Another kind of vertical axis for the same values; null if they cannot be drawn on it.
+function otherScale({ y, paths }) {
+  if (isLog(y.kind)) return { ...y, kind: "plain", low: rawValue(y.kind, y.low), high: rawValue(y.kind, y.high) };
+  const drawn = paths.filter(([path]) => path.dataset.trials && path.classList[0] !== "rug");
+  const places = drawn.flatMap(([, d]) => d.split("M").slice(1).map((text) => number(text.split(/[ h]/)[1])));
+  const lowest = y.high - (Math.max(...places) / 1000) * (y.high - y.low);
+  if (!(lowest > 0)) return null;
+  return { ...y, kind: "tens", low: Math.log10(lowest) - 0.06 * Math.log10(y.high / lowest), high: Math.log10(y.high) };
+}
+
+function downScale({ y }, scale) {
+  return (place) => {
+    const value = rawValue(y.kind, y.high - (place / 1000) * (y.high - y.low));
+    const at = scale.kind === "tens" && value <= 0 ? scale.low : coordinateOf(scale.kind, value);
+    return Math.max(0, Math.min(1000, (1000 * (scale.high - at)) / (scale.high - scale.low)));
+  };
+}
+
+// The multiples of 1, 2 or 5 times a power of ten between two numbers, at most `count` of them.
+function roundNumbers(low, high, count) {
+  const power = 10 ** Math.floor(Math.log10((high - low) / count));
+  const step = [1, 2, 5, 10].map((factor) => factor * power).find((each) => (high - low) / each <= count);
+  const numbers = [];
+  for (let n = Math.ceil(low / step); n * step <= high; n += 1) numbers.push(Number((n * step).toPrecision(10)));
+  return numbers;
+}
+
+function logNumbers(low, high) {
+  const numbers = [];
+  for (let power = Math.floor(low); power <= high; power += 1) {
+    for (const digit of [1, 2, 5]) numbers.push(digit * 10 ** power);
+  }
+  const inside = numbers.filter((each) => Math.log10(each) >= low && Math.log10(each) <= high);
+  if (inside.length < 3) return roundNumbers(10 ** low, 10 ** high, 6);
+  return inside.filter((_, n) => n % Math.ceil(inside.length / 8) === 0);
+}
+
+function label(plot, kind, text, side, percent) {
+  const span = make(`span.${kind}`, text);
+  span.setAttribute("aria-hidden", "true");
+  span.style[side] = `${percent}%`;
+  plot.append(span);
+}
+
+function labelTime(plot, { length, left, right }) {
+  const units = [["s", 1], ["min", 60], ["h", 3600], ["days", 86400]];
+  const [unit, seconds] = units.findLast(([, each]) => length >= 2 * each) ?? units[0];
+  for (const at of roundNumbers(0, length / seconds, plot.clientWidth < 500 ? 3 : 6)) {
+    label(plot, "x-label", `${at} ${unit}`, "left", (left + ((at * seconds) / length) * (right - left)) / 10);
+  }
+}
+
+function labelValues(plot, scale, grid) {
+  const numbers = isLog(scale.kind) ? logNumbers(scale.low, scale.high) : roundNumbers(scale.low, scale.high, 7);
+  const lines = numbers.map((each) => {
+    const share = (coordinateOf(scale.kind, each) - scale.low) / (scale.high - scale.low);
+    label(plot, "y-label", String(Number(each.toPrecision(4))), "bottom", 100 * share);
+    return `M0 ${(1000 * (1 - share)).toFixed(1)}h1000`;
+  });
+  grid.setAttribute("d", lines.join(""));
+}
+
+// Moves the places of a path; a stroke at the edge stays at its edge.
+function moved(path, d, across, down) {
+  const x = (text) => across(number(text)).toFixed(1);
+  const y = (text) => (path.classList[0] === "rug" ? text : down(number(text)).toFixed(1));
+  return d.replace(/([MLHV])([\d.-]+)(?: ([\d.-]+))?/g, (_, command, first, second) => {
+    if (command === "H") return `H${x(first)}`;
+    if (command === "V") return `V${y(first)}`;
+    return `${command}${x(first)} ${y(second)}`;
+  });
+}
+
+// Draws the history on the chosen axes; what is as the report has it stays untouched.
+function redraw(root) {
+  for (const plot of root.querySelectorAll("main .history .plot")) {
+    const drawn = original(plot);
+    const figure = plot.closest("figure");
+    const times = axes.time && timesOf(drawn);
+    const other = otherScale(drawn);
+    const byTime = axes.time && times.length > 0;
+    const scale = axes.log !== null && axes.log !== isLog(drawn.y.kind) && other ? other : drawn.y;
+    const [time, log] = figure.querySelectorAll(".switches button");
+    time.parentNode.hidden = false;
+    time.hidden = !table();
+    log.hidden = !other;
+    time.setAttribute("aria-pressed", byTime);
+    log.setAttribute("aria-pressed", isLog(scale.kind));
+    const isChanged = byTime || scale === other;
+    if (!isChanged && !drawn.wasChanged) continue;
+    drawn.wasChanged = isChanged;
+    const across = byTime ? acrossTime(drawn, times) : (place) => place;
+    const down = scale === other ? downScale(drawn, other) : (place) => place;
+    for (const old of plot.querySelectorAll(".x-label, .y-label, .chosen, .brush")) old.remove();
+    for (const each of drawn.labels) {
+      const replaced = each.classList.contains("x-label") ? byTime : scale === other;
+      if (!replaced) plot.append(each);
+    }
+    for (const [path, d] of drawn.paths) {
+      path.setAttribute("d", path.classList.contains("grid") ? d : moved(path, d, across, down));
+    }
+    if (byTime) labelTime(plot, times);
+    if (scale === other) labelValues(plot, scale, drawn.paths[0][0]);
+    plot.dataset.x = JSON.stringify(byTime ? { ...drawn.x, kind: "none" } : drawn.x);
+    plot.dataset.y = JSON.stringify(scale);
+    readings.delete(plot);
+    figure.querySelector(".under").textContent = byTime ? "time since the first trial began" : drawn.x.title;
+  }
+}
+
+document.addEventListener("click", (event) => {
+  const axis = event.target.dataset?.axis;
+  if (!axis) return;
+  axes[axis] = event.target.getAttribute("aria-pressed") !== "true";
+  redraw(document);
+  emphasise(document);
+});
+
 // Selected trials: by the filter and by a rectangle that the user has drawn in a figure.
 
 let chosen = null; // their numbers; null if all are
@@ -599,6 +764,7 @@ document.addEventListener("click", (event) => {
 document.getElementById("clear").addEventListener("click", clear);
 document.getElementById("image").addEventListener("click", saveImage);
 document.getElementById("image").hidden = !document.getElementById("shared");
+redraw(document);
 prepareTable();
 markPresent();
 visit();
