@@ -443,7 +443,7 @@ def test_the_view_of_a_trial_stops_it_and_tries_it_with_changes(page, half_done,
         assert view.get_by_role("button", name="stop this trial").count() == 0  # it has ended
         view.get_by_role("button", name="try this with changes").click()
         learning_rate = view.get_by_role("textbox", name="lr")
-        assert learning_rate.input_value() == str(half_done.trials()[1].params["lr"])
+        assert learning_rate.input_value() == f"{half_done.trials()[1].params['lr']:.4g}"
         learning_rate.fill("3")
         learning_rate.press("ArrowLeft")  # moves within the text, and not to another trial
         learning_rate.press("Enter")

@@ -162,9 +162,9 @@ class Doctor(TypedDict):
 
 
 class Dashboard(TypedDict):
-    """The address of the dashboard, printed when it begins."""
+    """The address of the dashboard, printed when it begins; `study` is null for several studies."""
 
-    study: str
+    study: str | None
     url: str
 
 

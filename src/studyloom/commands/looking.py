@@ -5,6 +5,7 @@ Proposals are made by `extras.proposals`, and for agents by `extras.mcp`.
 
 import argparse
 import contextlib
+import copy
 import logging
 import os
 import signal
@@ -35,6 +36,7 @@ from studyloom.text import format_ranges, one_line, printable
 if TYPE_CHECKING:
     from studyloom.storage.stored_study import StoredStudy
     from studyloom.views.progress import Progress, ProgressReader
+    from studyloom.views.report_requests import ProposeChanged
     from studyloom.worker.stopping import Request
 
 PAGE = "compare.html"  # the default file of `studyloom compare`
@@ -330,26 +332,46 @@ def doctor(arguments: argparse.Namespace) -> int:
 @command(
     "show a study in the browser while it runs",
     either(
-        OPTIONAL_RUN_DIR,
+        argument(
+            *("run_dir", "RUN_DIR"),
+            "the folder of the study, or a folder with several, such as runs",
+            type=Path,
+            nargs="?",
+        ),
         argument("--storage", "URL", "a database (default: that of STUDYLOOM_STORAGE)"),
     ),
     *CONSENT,
     argument("--study", "NAME", "the name of the study, if the database holds several"),
     argument("--port", None, "the first port to try (default: 8080)", type=int, default=8080),
     JSON,
-    examples=["studyloom dashboard runs/mnist", "studyloom dashboard --study mnist"],
+    examples=[
+        "studyloom dashboard runs/mnist",
+        "studyloom dashboard runs",
+        "studyloom dashboard --study mnist",
+    ],
 )
 def dashboard(arguments: argparse.Namespace) -> None:
     """Serves a live report of a study, with a link to optuna-dashboard, to browsers on this
     machine; other machines reach it through an SSH tunnel. The report of your own RUN_DIR has
     buttons to pause, resume and stop the study, to stop a trial, and to try its configuration with
-    changes.
+    changes. A folder with several run directories gives a list of their headlines, each with a
+    link to its report.
     """
     from studyloom.storage.opening import open_only_study
     from studyloom.views.dashboard import DEADLINE, application, serve
+    from studyloom.views.overview import find_runs, is_run
     from studyloom.views.progress import ProgressReader
     from studyloom.views.terminal import make_console
 
+    def propose_changed(stored: "StoredStudy", number: int, changes: Mapping[str, Any]) -> int:
+        by = os.environ.get("USER", "somebody")
+        trial: int = load_plugin("propose_changed")(stored, number, changes, by)
+        return trial
+
+    folder = arguments.run_dir
+    if folder is not None and not is_run(folder) and find_runs(folder):
+        serve_several(arguments, propose_changed)
+        return
     name = arguments.study
     if arguments.run_dir is None:
         url = arguments.storage or STORAGE.get()
@@ -369,12 +391,32 @@ def dashboard(arguments: argparse.Namespace) -> None:
         if arguments.json:
             print_json({"study": stored.name, "url": address})
 
-    def propose_changed(stored: "StoredStudy", number: int, changes: Mapping[str, Any]) -> int:
-        by = os.environ.get("USER", "somebody")
-        trial: int = load_plugin("propose_changed")(stored, number, changes, by)
-        return trial
-
     app = application(stored, arguments.run_dir, propose_changed)
+    serve(app, arguments.port, print_address)
+
+
+def serve_several(arguments: argparse.Namespace, propose_changed: "ProposeChanged") -> None:
+    """Serves the list of the studies in a folder, with their live reports."""
+    from studyloom.views.dashboard import serve
+    from studyloom.views.overview import count_studies, find_runs, overview_application
+    from studyloom.views.terminal import make_console
+
+    folder = arguments.run_dir
+
+    def open_study_of(run_dir: Path) -> "StoredStudy":
+        options = copy.copy(arguments)
+        options.run_dir = run_dir
+        return open_run(options, STATUS_DEADLINE)
+
+    def print_address(address: str) -> None:
+        console = make_console(text_stream(arguments))
+        studies = count_studies(len(find_runs(folder)))
+        console.print(f"{studies} in {folder}\n{address}  (Ctrl-C ends it)", soft_wrap=True)
+        if arguments.json:
+            print_json({"study": None, "url": address})
+
+    collect_garbage_as_usual()
+    app = overview_application(folder, open_study_of, propose_changed)
     serve(app, arguments.port, print_address)
 
 

@@ -74,7 +74,7 @@ def guarded(app: "WSGIApplication") -> "WSGIApplication":
         if _is_loopback(host) and is_same_origin:
             return app(environ, start_with_safety)
         reason = "this dashboard accepts requests only to localhost, none from other websites\n"
-        return _respond(start_with_safety, "403 Forbidden", "text/plain", reason)
+        return send_text(start_with_safety, "403 Forbidden", "text/plain", reason)
 
     return respond
 
@@ -87,7 +87,9 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _respond(start_response: "StartResponse", status: str, kind: str, text: str) -> Iterable[bytes]:
+def send_text(
+    start_response: "StartResponse", status: str, kind: str, text: str
+) -> Iterable[bytes]:
     """Sends a text, which no browser and no proxy may store."""
     content = text.encode(errors="replace")
     start_response(
@@ -99,6 +101,14 @@ def _respond(start_response: "StartResponse", status: str, kind: str, text: str)
         ],
     )
     return [content]
+
+
+@dataclass(frozen=True)
+class FurtherPage:
+    """A page to which a live report links: its address and title."""
+
+    address: str
+    title: str
 
 
 @dataclass(frozen=True)
@@ -192,6 +202,7 @@ class LivePage:
     Args:
         app: the application that answers all other paths.
         propose_changed: queues a trial's configuration with changes; None if none may be proposed.
+        further: the page to which it links; None for the study in optuna-dashboard.
     """
 
     interval = INTERVAL
@@ -202,10 +213,16 @@ class LivePage:
         run_dir: Path | None,
         app: "WSGIApplication",
         propose_changed: ProposeChanged | None = None,
+        *,
+        further: FurtherPage | None = None,
     ) -> None:
         self.stored = stored
         self.run_dir = run_dir
         self.app = app
+        if further is None:
+            address = f"/dashboard/studies/{stored.ledger.study_id}"
+            further = FurtherPage(address, "optuna-dashboard")
+        self.further = further
         self.reader = ProgressReader(stored)
         self.requests = ReportRequests(stored, self.reader, propose_changed)
         self.token = ""  # without a token no request is accepted, and the report has no buttons
@@ -229,7 +246,7 @@ class LivePage:
         request = path.removeprefix("/")
         if request in PATHS:
             answer = self.control(request, environ)
-            return _respond(start_response, answer.status, "text/plain", answer.text)
+            return send_text(start_response, answer.status, "text/plain", answer.text)
         is_read = environ["REQUEST_METHOD"] in ("GET", "HEAD")
         if path not in ("", "/", "/changes") or not is_read:
             return self.app(environ, start_response)
@@ -244,7 +261,7 @@ class LivePage:
             else:
                 content = self._render_page()
                 kind = "text/html"
-        return _respond(start_response, "200 OK", kind, content)
+        return send_text(start_response, "200 OK", kind, content)
 
     def control(self, name: str, environ: "WSGIEnvironment") -> Answer:
         """Does what a button of the report asks for.
@@ -387,7 +404,8 @@ class LivePage:
             "token": self.token,
             "interval": str(round(1000 * self.interval)),
             "proposes": str(self.requests.propose_changed is not None).lower(),
-            "more": f"/dashboard/studies/{self.stored.ledger.study_id}",  # in optuna-dashboard
+            "more": self.further.address,
+            "title": self.further.title,
         }
         head = Markup(parts.get("head", ""))
         progress = Markup(parts.get("progress", ""))

@@ -438,6 +438,14 @@ def _hash(script: str) -> str:
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
+def fill_standalone(template: str, **values: object) -> str:
+    """Renders a page that has the style sheet of reports, and no script."""
+    policy = POLICY.format(scripts="'none'", connect="'none'")
+    return fill_template(
+        template, style=_asset("page.css"), policy=policy, version=__version__, **values
+    )
+
+
 def render_section(section: Section) -> Markup:
     """Renders a section as HTML."""
     return fill_template("section.html", section=section)
