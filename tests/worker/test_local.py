@@ -19,7 +19,12 @@ from studyloom.extras.ray import Ray
 from studyloom.extras.slurm import Slurm
 from studyloom.storage.failures import Limits
 from studyloom.storage.opening import open_study
-from studyloom.training.device import check_device, training_device
+from studyloom.training.device import (
+    check_device,
+    describe_missing_gpu,
+    describe_unused_accelerator,
+    training_device,
+)
 from studyloom.views.doctor import list_devices
 from studyloom.worker import local
 from studyloom.worker.local import Local, build_launcher, visible_gpus
@@ -364,6 +369,19 @@ def test_each_mig_slice_is_counted_although_cuda_counts_one(monkeypatch):
         Local(gpus=2)
     monkeypatch.setattr(local.torch.cuda, "device_count", lambda: 0)
     assert visible_gpus() == []
+
+
+@pytest.mark.parametrize("names", ["MIG-8f2a", "GPU-77e1,GPU-c9d0", "7"])
+def test_a_gpu_that_the_variable_names_and_cuda_lacks_is_named(monkeypatch, names):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
+    assert f"CUDA_VISIBLE_DEVICES={names}: PyTorch finds no" in describe_unused_accelerator()
+    for none in ("", "-1", "NoDevFiles"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
+        assert describe_unused_accelerator() is None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert describe_missing_gpu() is None
 
 
 @pytest.mark.parametrize(

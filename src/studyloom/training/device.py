@@ -1,9 +1,16 @@
 """The device that this process trains on."""
 
+import os
+import re
+
 import torch
 
 from studyloom.environment import DEVICE
 from studyloom.errors import ConfigError
+
+# The beginning of CUDA_VISIBLE_DEVICES if it names a GPU: by its number, or by its name or that of
+# a slice of it. "" and "-1" name none.
+GPU_NAMES = re.compile(r"\d|GPU-|MIG-")
 
 
 def training_device() -> torch.device:
@@ -20,6 +27,9 @@ def training_device() -> torch.device:
 
 def describe_unused_accelerator() -> str | None:
     """Describes an accelerator of this machine on which trials do not train; None without one."""
+    missing_gpu = describe_missing_gpu()
+    if missing_gpu is not None:
+        return missing_gpu
     if not torch.accelerator.is_available():
         return None
     accelerator = torch.accelerator.current_accelerator()
@@ -30,6 +40,24 @@ def describe_unused_accelerator() -> str | None:
     return (
         f"studyloom does not support the accelerator {accelerator.type} of this machine; networks, "
         "and loops that use run.device, train on the CPU"
+    )
+
+
+def describe_missing_gpu() -> str | None:
+    """Describes the GPUs that CUDA_VISIBLE_DEVICES names, if PyTorch finds none of them.
+
+    CUDA ignores a name that it does not know, such as a misspelled MIG slice, and all names after
+    it. Then nothing but a slow training would show that it is on the CPU.
+
+    Returns:
+        None if PyTorch finds a GPU, or the variable names none.
+    """
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if not GPU_NAMES.match(names) or torch.cuda.is_available():
+        return None
+    return (
+        f"CUDA_VISIBLE_DEVICES={names}: PyTorch finds no such GPU; networks, and loops that use "
+        "run.device, train on the CPU"
     )
 
 

@@ -1,5 +1,6 @@
 """Prepares a search: makes objects from its config, checks them, and opens its database."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -13,7 +14,7 @@ from studyloom.processes import collect_garbage_as_usual
 from studyloom.storage.reach import check_database_reach, required_url
 from studyloom.storage.stored_study import SEARCH
 from studyloom.storage.urls import start_embedded_server
-from studyloom.training.device import check_device, training_device
+from studyloom.training.device import check_device, describe_missing_gpu, training_device
 from studyloom.worker.begin_search import (
     begin_search,
     find_starts,
@@ -26,6 +27,8 @@ from studyloom.worker.local import Join, build_launcher
 from studyloom.worker.open_study import OpenStudy, Prepared
 from studyloom.worker.stage import Stage
 from studyloom.worker.stopping import Stop
+
+log = logging.getLogger(__name__)
 
 
 def prepare(
@@ -51,6 +54,10 @@ def prepare(
     definition = attempt(lambda: define(config))
     if joins:
         launcher = Join()
+        # The launcher has set the variable for this process, from names that it could not try.
+        missing_gpu = describe_missing_gpu()
+        if missing_gpu is not None:
+            log.warning("%s", missing_gpu)
     else:
         launcher = attempt(lambda: build_launcher(config))
     attempt(check_device)
