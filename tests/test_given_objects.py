@@ -347,6 +347,19 @@ def test_an_object_of_another_class_needs_a_single_worker(tmp_path):
         sl.search(square, workers=2, **few)
 
 
+def test_an_error_about_an_object_names_its_class(tmp_path):
+    def two(trial):
+        return square(trial), 0.0
+
+    few = {**FEW, "minimize": ["loss", "cost"], "workers": 1, "run_dir": tmp_path}
+    with pytest.raises(sl.ConfigError, match="sampler=CmaEsSampler: "):
+        sl.search(two, sampler=CmaEsSampler(), **few)
+    with pytest.raises(sl.ConfigError, match="pruner=MedianPruner compares by one value"):
+        sl.search(two, pruner=MedianPruner(), **few)
+    with pytest.raises(sl.ConfigError, match="pruner=MedianPruner compares by one value"):
+        sl.search(two, pruner=MedianPruner, **few)
+
+
 class Failing(RandomSampler):
     keeps_state = False
 

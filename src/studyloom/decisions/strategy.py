@@ -54,6 +54,7 @@ SAMPLERS_OF_COMPLETE_TRIALS = (
     optuna.samplers.NSGAIISampler,
     optuna.samplers.NSGAIIISampler,
 )
+NO_OPTION = "None"  # the composer's text for the option of a group that has none
 # Keys that end trials or the search, depending on when trials run.
 TIME_DEPENDENT_KEYS = (
     "study.timeout",
@@ -197,6 +198,24 @@ class Strategy:
         # The class may be a user's or Optuna's, which need not have the attribute.
         return bool(getattr(target, KEEPS_STATE, False))
 
+    def _describe_option(self, group: str) -> str:
+        """Describes the sampler or the pruner for messages, as "sampler=tpe".
+
+        One that a call gives as an object or class is described by its class: "sampler=MySampler".
+
+        Args:
+            group: sampler or pruner.
+        """
+        definition = self.definition
+        option = definition.composer.choices.get(group, NO_OPTION)
+        if option == NO_OPTION:
+            section = definition.config[group]
+            target: Any = find_target(section, group)
+            if target is registered_object:
+                target = type(registered_object(section["name"]))
+            option = target.__name__
+        return f"{group}={option}"
+
     @property
     def configurations(self) -> list[Configuration] | None:
         """The configurations that the sampler tries in turn; None if it has no such list."""
@@ -243,8 +262,8 @@ class Strategy:
         compares_one_value = not isinstance(pruner, NopPruner | AshaPruner)
         if compares_one_value and self._has_several_objectives():
             yield (
-                f"pruner={self.definition.composer.choices.get('pruner')} compares by one "
-                "value, and objective.metric names several; set pruner=asha or none, "
+                f"{self._describe_option('pruner')} compares by one value, "
+                " and objective.metric names several; set pruner=asha or none, "
                 "or name one"
             )
         if isinstance(pruner, AshaPruner):
@@ -287,7 +306,7 @@ class Strategy:
             if isinstance(pruner, MedianPruner):
                 kind = MedianPruner
             yield (
-                f"{setting}: pruner={definition.composer.choices.get('pruner')} compares by "
+                f"{setting}: {self._describe_option('pruner')} compares by "
                 f"{kind.__name__} with what has been reported until then; set pruner=asha "
                 "or none"
             )
@@ -338,7 +357,7 @@ class Strategy:
             group: sampler or pruner.
             try_part: makes the sampler or the pruner, and tries it.
         """
-        option = f"{group}={self.definition.composer.choices.get(group)}"
+        option = self._describe_option(group)
         try:
             try_part()
         except ConfigError as error:
