@@ -41,6 +41,7 @@ from studyloom.user_code import given_objects
 from studyloom.user_code.digests import compute_code_digests
 from studyloom.user_code.importing import find_member
 from studyloom.user_code.pickled import forget_objects, register_callable
+from studyloom.worker.stopping import read_control
 
 FEW = {"trials": 4, "winner": False, "quiet": True}
 
@@ -420,7 +421,12 @@ def test_a_callback_stops_the_study_in_order(tmp_path):
     few = {**FEW, "trials": 40, "workers": 1, "run_dir": tmp_path}
     with sl.search(slow, callbacks=[stop], **few) as study:
         states = [row["state"] for row in study.to_dicts()]
+        assert read_control(study._stored) == "stop", "other commands' workers read this, and stop"
     assert 0 < states.count("complete") < 40
+    with sl.search(square, **{**few, "trials": 2, "run_dir": tmp_path / "other"}) as study:
+        assert read_control(study._stored) is None
+    with sl.search(slow, **{**few, "trials": len(states) + 1}) as study:
+        assert len(study.to_dicts()) == len(states) + 1, "the same call resumes the study"
 
 
 def test_an_exception_of_a_callback_is_raised_by_the_call(tmp_path):

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial
 
 from studyloom.storage.stored_study import SEARCH, StoredStudy
 from studyloom.views.progress import Progress
-from studyloom.worker.stopping import Stop
+from studyloom.worker.stopping import Stop, set_control
 
 Callback = Callable[[optuna.Study, FrozenTrial], object]
 
@@ -26,11 +26,13 @@ class CallbackStudy(optuna.Study):
 
     def __init__(self, stored: StoredStudy, request_stop: Stop) -> None:
         super().__init__(stored.name, stored.storage)
+        self._stored = stored
         self._request_stop = request_stop
 
     def stop(self) -> None:
-        """Stops the call of `search` and the workers that it has started; it can be repeated."""
+        """Stops the study wherever it runs, as `studyloom stop` does; the same call resumes it."""
         self._request_stop.request("a callback")
+        set_control(self._stored, "stop")  # for workers that another command has started
 
     def enqueue_trial(self, *_: object, **__: object) -> None:
         """Raises NotImplementedError: a trial beside the budget would never run."""
