@@ -492,6 +492,43 @@ def test_the_winner_of_an_optuna_objective_is_tested_once_with_new_seeds(test, t
     assert len(CALLS) == 3 + 3 * 3, "the search, and the re-evaluation of three with three seeds"
 
 
+def measure_with_luck(params, seed):
+    luck = np.random.default_rng([seed, round(100 * params["x"] + 300)])
+    return measure(params, seed)["value"] + 0.02 * luck.normal()
+
+
+def test_the_first_enqueued_configuration_of_an_objective_is_its_baseline(tmp_path):
+    few = {"workers": 1, "quiet": True, "run_dir": tmp_path, "test": measure_with_luck}
+    starts = [{"x": -2.0}, {"x": 1.25}, {"x": 2.0}]
+    objective = functools.partial(square, center=1.0)
+    with sl.search(objective, trials=3, study={"enqueue": starts}, **few) as study:
+        assert (study.baseline.number, study.baseline.params) == (0, {"x": -2.0})
+        assert [row["params.x"] for row in study.to_dicts()] == [-2.0, 1.25, 2.0]
+        winner = study.winner
+        assert winner.params == {"x": 1.25}
+        assert winner.baseline_test == pytest.approx(9.0, abs=0.1)
+        test = winner.details["test"]
+        assert len(test["winner"]["values"]) == len(test["baseline"]["values"]) == 3
+        low, high = test["difference"]["interval"]
+        assert low < -8.9375 < high < 0, "a loss, of which less is better"
+    for later_starts in (starts, [{"x": 0.5}, *starts], []):
+        with sl.search(objective, trials=6, study={"enqueue": later_starts}, **few) as study:
+            assert study.baseline.number == 0, "the baseline stays the one that was tried first"
+            assert study.to_dicts()[3]["params.x"] != -2.0
+
+
+def test_an_optuna_objective_may_get_its_baseline_later_or_none(tmp_path):
+    few = {**FEW, "workers": 1, "run_dir": tmp_path, "sampler": "random"}
+    with sl.search(square, **few) as study:
+        assert study.baseline is None
+    with sl.search(square, **few | {"trials": 5}, study={"enqueue": [{"x": 0.5}]}) as study:
+        assert (study.baseline.number, study.baseline.params) == (4, {"x": 0.5})
+    without = {"enqueue": [{"x": 0.5}], "baseline": False}
+    with sl.search(square, **few | {"run_dir": tmp_path / "none"}, study=without) as study:
+        assert study.baseline is None
+        assert study.to_dicts()[0]["params.x"] == 0.5
+
+
 def test_a_test_that_cannot_be_called_with_params_and_seed_is_named(tmp_path):
     few = {"trials": 3, "workers": 1, "quiet": True, "run_dir": tmp_path}
     with pytest.raises(sl.ConfigError, match=r"objective\.test: .*called as \(params, seed\)"):

@@ -264,9 +264,9 @@ def test_the_loop_of_the_guide_is_searched_and_tested(tmp_path):
     assert shows_test(done.stdout)
 
 
-def run_program(folder, page):
-    """Runs the only Python program of a page, and returns what it prints."""
-    (code,) = blocks(PAPERS[f"{SITE}/{page}"], "python")
+def run_program(folder, page, position=0):
+    """Runs a Python program of a page, the first one by default, and returns what it prints."""
+    code = blocks(PAPERS[f"{SITE}/{page}"], "python")[position]
     (folder / "mine.py").write_text(code)
     command = [sys.executable, "mine.py"]
     done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
@@ -277,6 +277,13 @@ def run_program(folder, page):
 @pytest.mark.chaos
 def test_the_objective_of_the_guide_runs_unchanged(tmp_path):
     assert "20 of 20 trials" in run_program(tmp_path, "guides/optuna-objective.md")
+
+
+@pytest.mark.chaos
+def test_the_objective_of_the_guide_is_tested_next_to_its_baseline(tmp_path):
+    printed = run_program(tmp_path, "guides/optuna-objective.md", position=1)
+    assert "baseline  loss " in printed
+    assert re.search(r"difference -\S+, 95% interval -", printed)
 
 
 @pytest.mark.chaos

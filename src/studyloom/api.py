@@ -681,11 +681,12 @@ def search(
             a loop is called as `test(config, run, dataset)`, and `run.keep` restores what the
             training kept; that of an Optuna objective as `test(params, seed)`, and trains by
             itself. It returns the value of the metric, or values by name. None: not tested. A
-            network is tested without it.
+            network is tested without it. The baseline of an Optuna objective is the first
+            configuration of `study={"enqueue": [{"x": 0.0}]}`.
         callbacks: functions that are called with the study and each trial of the search that ends,
             as in Optuna, but in this process, whichever process has run the trial. `study.stop()`
-            stops this call and its workers in order; an exception does too, and is then raised
-            here. None: none.
+            stops the study in order, wherever it runs; an exception stops this call and its
+            workers, and is then raised here. None: none.
         quiet: True: prints neither progress nor result.
         settings: any other key of a config, by section or dotted name: train={"epochs": 20}. A
             class or function is given as an object: loss=torch.nn.L1Loss. `studyloom keys` lists

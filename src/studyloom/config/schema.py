@@ -55,7 +55,9 @@ class StudySection:
     )
     lease: float = key(60.0, "seconds after which a silent worker loses its trial")
     enqueue: Any = key(
-        [], "configurations to try first, such as `[{model:cnn,model.cnn.channels:16}]`"
+        [],
+        "configurations to try first, such as `[{model:cnn,model.cnn.channels:16}]`; of an Optuna "
+        "objective the first is the baseline",
     )
     warm_start: Any = key(
         None,

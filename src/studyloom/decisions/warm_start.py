@@ -236,7 +236,8 @@ def find_warm_starts(definition: "Definition", used_labels: Sequence[str] = ()) 
 
     strategy = Strategy(definition)
     free_trials = strategy.trials - len(enqueued.starts)  # of the budget, for earlier studies
-    if definition.baseline is not None:
+    baseline_is_enqueued = definition.has_optuna_objective  # or it has none
+    if definition.baseline is not None and not baseline_is_enqueued:
         free_trials -= 1
     errors = list(enqueued.errors)
     is_grid = strategy.configurations is not None  # only a grid has a list of configurations
@@ -354,7 +355,8 @@ def enqueue(
         starts: The configurations to try first.
         budget: The number of trials of the study. Each has a slot: a row in the table of the
             ledger, which a worker claims to run the trial.
-        baseline: The default configuration, which is queued first; None without one.
+        baseline: The default configuration, which is queued first unless a trial is the baseline;
+            None without one.
 
     Returns:
         How many configurations are left out, since workers have begun all trials of the budget.
@@ -403,15 +405,19 @@ def _make_queued_trials(
     if not starts:
         return []
     tried_params = []
+    has_baseline = False
     for trial in existing_trials:
         # A trial that waits has no params yet; those that it will get are in an attribute.
-        tried_params.append(trial.system_attrs.get(sql.FIXED_PARAMS, trial.params))
+        params = trial.system_attrs.get(sql.FIXED_PARAMS, trial.params)
+        if BASELINE in trial.user_attrs:
+            has_baseline = True
+            if baseline is not None and not params:  # its worker is about to set them
+                params = baseline.params
+        tried_params.append(params)
     queued_trials = []
-    if baseline is not None:
-        if not existing_trials:
-            # Without hyperparameters: the worker that claims it sets those of the baseline.
-            queued_trials.append(QueuedTrial(Configuration(), BASELINE_ATTRIBUTES))
+    if baseline is not None and not has_baseline and baseline.params not in tried_params:
         tried_params.append(baseline.params)
+        queued_trials.append(QueuedTrial(baseline, BASELINE_ATTRIBUTES))
     for start in starts:
         if start.configuration.params not in tried_params:
             tried_params.append(start.configuration.params)

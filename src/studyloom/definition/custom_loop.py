@@ -8,7 +8,7 @@ import functools
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -119,13 +119,17 @@ class LoopDefinition(Definition):
 
     @classmethod
     def _from_optuna_objective(cls, cfg: StudyConfig, composer: Composer) -> Definition:
-        """Reads the definition of an Optuna objective, whose trials suggest their values."""
+        """Reads the definition of an Optuna objective, whose trials suggest their values.
+
+        It has a baseline if the user has stated one, as the first configuration of `study.enqueue`.
+        """
         if value_at(cfg, "space"):
             raise ConfigError(
                 f"space: objective._target_={cfg.objective._target_} suggests its own values; "
                 "leave space out"
             )
-        config = cfg.with_values({"study.baseline": False})
+        states_baseline = cfg.study.baseline and read_first_enqueued(cfg) is not None
+        config = cfg.with_values({"study.baseline": states_baseline})
         composer.cache_own_config(config)  # of every trial, since none chooses options of groups
         return cls(config, composer, SuggestedSpace())
 
@@ -239,6 +243,16 @@ class LoopDefinition(Definition):
         return settings
 
     # The configuration of a trial
+
+    @functools.cached_property
+    def baseline(self) -> Configuration | None:
+        """The default configuration, or None if `study.baseline` is false.
+
+        That of an Optuna objective, which has no defaults, is the first one of `study.enqueue`.
+        """
+        if not self.has_optuna_objective or not self.config.study.baseline:
+            return super().baseline
+        return self.space.make_configuration(read_first_enqueued(self.config) or {})
 
     def compose_config(self, configuration: Configuration) -> StudyConfig:
         """Composes the config of a trial: the study's, with options and values.
@@ -394,12 +408,19 @@ class LoopDefinition(Definition):
         """
         name = self.config.objective._target_
         if self.has_optuna_objective:
-            untested = ""
+            missing_part = ""
             if not self.tested:
-                untested = ", and the winner is not tested (a function test(params, seed) tests it)"
+                missing_part = (
+                    ", and the winner is not tested (a function test(params, seed) tests it)"
+                )
+            elif self.baseline is None:
+                missing_part = (
+                    ", and the winner is compared with no baseline (the first configuration of "
+                    "study.enqueue is one)"
+                )
             yield (
                 f"{name}(trial) is an Optuna objective: a trial whose worker dies starts again"
-                f"{untested}; a custom training loop can resume (run.keep)"
+                f"{missing_part}; a custom training loop can resume (run.keep)"
             )
             return
         source = self.source.function
@@ -534,6 +555,17 @@ class LoopDefinition(Definition):
                 f"{key}: {reason}; objective(trial) has no run; leave it out, or write a loop "
                 "(config, run)"
             )
+
+
+def read_first_enqueued(cfg: StudyConfig) -> dict[str, Any] | None:
+    """Returns the first configuration of `study.enqueue`; None if the key lists none."""
+    configurations = value_at(cfg, "study.enqueue")
+    if not isinstance(configurations, list) or not configurations:
+        return None
+    first = configurations[0]
+    if not isinstance(first, Mapping):
+        return None
+    return {**first}
 
 
 def _find_unknown_params(

@@ -471,8 +471,11 @@ class SlotQueue:
         return optuna.Trial(study, trial_id)
 
     def _set_params(self, trial_id: int, configuration: Configuration) -> None:
-        """Sets the hyperparameters of the trial in the buffer."""
-        for name, value in configuration.params.items():
-            distribution = configuration.distributions[name]
-            internal = distribution.to_internal_repr(value)
+        """Sets the hyperparameters of the trial in the buffer.
+
+        Those of an Optuna objective have no distributions until it suggests them. It takes the
+        values then that its trial was queued with.
+        """
+        for name, distribution in configuration.distributions.items():
+            internal = distribution.to_internal_repr(configuration.params[name])
             self.stored.storage.set_trial_param(trial_id, name, internal, distribution)
