@@ -283,7 +283,7 @@ def test_the_objective_of_the_guide_runs_unchanged(tmp_path):
 def test_the_objective_of_the_guide_is_tested_next_to_its_baseline(tmp_path):
     printed = run_program(tmp_path, "guides/optuna-objective.md", position=1)
     assert "baseline  loss " in printed
-    assert re.search(r"difference -\S+, 95% interval -", printed)
+    assert re.search(r"difference \S+, 95% interval \S+ to \S+ over seeds", printed)
 
 
 @pytest.mark.chaos
