@@ -107,7 +107,7 @@ def draw_parallel(
     ticks = []
     for place, upright in enumerate(axes):
         ticks.append(Tick(place, shorten(upright.title, TITLE_LENGTH)))
-    x = ChartScale(-0.15, len(axes) - 0.35, ticks, kind="none")
+    x = ChartScale(-0.5, len(axes) - 0.5, ticks, kind="none")
     y = ChartScale(NOT_USED - 0.03, 1.05, kind="none")
     label = f"{len(drawn)} trials through {len(shown_names)} hyperparameters to {axis.metric}"
     table = _tabulate_best(drawn, shown_names, values, axis)
