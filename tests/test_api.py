@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -455,7 +456,9 @@ def test_the_winner_has_the_fields_of_winner_json(finished):
     written = json.loads((finished.run_dir / "winner.json").read_text())
     assert (winner.details, winner.number) == (written, written["winner"]["trial"])
     assert winner.value == written["winner"]["mean"]
-    assert "winner</td>" in finished._repr_html_()
+    # The cell names all roles of the trial: this winner may be the best and the baseline too.
+    row = rf">winner(, best)?(, baseline)?</td><td[^>]*>{winner.number}</td>"
+    assert re.search(row, finished._repr_html_())
     assert f">{winner.number}<" in winner._repr_html_()
     assert winner.test == written["test"]["winner"]["mean"]
     assert winner.params == {"optimizer.lr": winner.config["optimizer"]["lr"]}
