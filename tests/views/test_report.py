@@ -621,6 +621,15 @@ def test_the_navigation_has_six_groups_that_lead_to_every_section(searched):
     assert list(dict.fromkeys(re.findall(r'href="#([\w-]+)"', nav))) == sections
 
 
+def test_each_section_of_a_report_belongs_to_a_group_of_the_navigation():
+    parts = {"misled", "words", "calibration", "groups", "columns"}  # of the explanations
+    of_comparison = {"found", "winners", "differs", "over-trials", "over-time"}
+    groups = {name: entry.get("group") for name, entry in pages.SECTIONS.items()}
+    assert {name for name, group in groups.items() if group is None} == parts | of_comparison
+    known = {"Result", "Search", "Hyperparameters", "Errors", "Trials", "Setup"}
+    assert {*groups.values()} - {None} == known
+
+
 @pytest.mark.browser
 def test_the_navigation_marks_the_present_section_and_opens_by_keyboard(searched, open_page):
     page = open_page(render(searched, WINNER, ""))
