@@ -144,12 +144,12 @@ def test_hyperparameters_that_stand_out_are_named_by_their_importance():
         return describe_importances(importances, snapshot)
 
     for snapshot in (ENDED, RUNNING):
-        assert say("adamw.lr", snapshot=snapshot) == "Adamw learning rate mattered most (47%)."
-    named = "Adamw learning rate mattered most (47%), then model (27%) and width (16%)."
+        assert say("adamw.lr", snapshot=snapshot) == "Most important: AdamW learning rate (47%)."
+    named = "Most important: AdamW learning rate (47%), then model (27%) and width (16%)."
     assert say("model", "adamw.lr", "width", "sgd.lr") == named
     assert say(snapshot=RUNNING) == ""
     assert say() == (
-        "No hyperparameter clearly matters: adamw learning rate has the largest share, 47%, which "
+        "No hyperparameter clearly matters: AdamW learning rate has the largest share, 47%, which "
         "chance may explain."
     )
 
@@ -183,7 +183,7 @@ def narrow(name="optimizer.adamw.lr", distribution=RATE, wider=None):
 def test_the_sentence_counts_the_trials_at_the_end():
     names = ["optimizer.adamw.lr", "optimizer.sgd.lr"]
     assert describe_narrow_range(narrow(), names) == (
-        "19 of 46 trials and 4 of the best 5 lie at the upper end of adamw learning rate, 1e-4 to "
+        "19 of 46 trials and 4 of the best 5 lie at the upper end of AdamW learning rate, 1e-4 to "
         "1e-2: widen it, in a study of another name."
     )
     all_best = replace(narrow(), best_at_end=5)
@@ -236,5 +236,5 @@ def test_a_study_gets_at_most_three_sentences(study_of):
     stored = study_of(narrow_trials())
     importances = compute_importances(stored)
     texts = list_advice(stored, take_snapshot(stored), make_tested((0.03, 0.05)), importances)
-    assert [advice.text.split()[0] for advice in texts] == ["The", "Learning", "14"]
+    assert [advice.text.split()[0] for advice in texts] == ["The", "Most", "14"]
     assert [bool(advice.line) for advice in texts] == [False, False, True]

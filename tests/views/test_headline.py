@@ -1,6 +1,8 @@
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
+import yaml
 from made_trials import a_trial
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from results import result_of
@@ -9,11 +11,12 @@ from toys import fill, two_sided
 from studyloom.metrics import ObjectiveValue
 from studyloom.storage.attributes import BASELINE, PROVENANCE
 from studyloom.storage.opening import create_study
-from studyloom.views.headline import make_headline
-from studyloom.views.plain_names import name_plainly
+from studyloom.views.headline import describe_trial, make_headline
+from studyloom.views.plain_names import name_plainly, write_plainly
 from studyloom.views.snapshot import take_snapshot
 from studyloom.views.words import format_metric
 
+CONF = Path(__file__).parents[2] / "conf"
 CNN = {
     "model": {"_target_": "studyloom.models.CNN", "channels": 16, "blocks": 2, "dropout": 0.0},
     "optimizer": {"_target_": "torch.optim.AdamW", "lr": 0.0033, "weight_decay": 0.01},
@@ -167,6 +170,19 @@ def test_a_headline_names_each_hyperparameter_by_its_shortest_unique_name():
         "decoder dropout …tput projection",
     ]
     assert max(map(len, shortened.values())) <= 32
+
+
+def test_networks_and_optimizers_are_named_as_their_classes_and_other_names_as_written():
+    names = ["optimizer.sgd.lr", "optimizer.adamw.lr", "X", "mlp_width"]
+    plain_names = ["SGD learning rate", "AdamW learning rate", "X", "mlp width"]
+    assert [*name_plainly(names).values()] == plain_names
+    for option in (CONF / "optimizer").glob("*.yaml"):
+        class_name = yaml.safe_load(option.read_text())["_target_"].rpartition(".")[2]
+        assert write_plainly(option.stem) == class_name
+    for option in (CONF / "model").glob("*.yaml"):
+        network = yaml.safe_load(option.read_text())
+        trial = a_trial(0, accuracy=0.9, **{PROVENANCE: {"config": {"model": network}}})
+        assert write_plainly(option.stem) in describe_trial(trial, {})
 
 
 def test_names_that_would_be_equal_without_their_middle_keep_it():

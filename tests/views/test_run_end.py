@@ -22,7 +22,7 @@ HEADLINE = (
 )
 ADVICE = (
     "The gain is real: its 95% interval excludes 0.",
-    "Learning rate matters most (47%), then model (27%).",
+    "Most important: learning rate (47%), then model (27%).",
     "19 of 46 trials lie at the upper end of learning rate: widen it.",
 )
 

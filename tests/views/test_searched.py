@@ -38,7 +38,7 @@ def searching(study_of, tree, options):
 
 def test_options_come_first_then_learning_rates_then_what_an_option_opens(study_of):
     assert describe_searched(searching(study_of, TREE, OPTIONS)) == (
-        "model mlp or cnn; optimizer sgd or adamw; sgd learning rate 1e-3 to 1; adamw learning "
+        "model MLP or CNN; optimizer SGD or AdamW; SGD learning rate 1e-3 to 1; AdamW learning "
         "rate 1e-4 to 1e-2; batch size 32, 64, 128 or 256; hidden 16 to 512, 1 to 3 of them; "
         "dropout 0 to 0.5; channels 8, 16 or 32"
     )
@@ -75,6 +75,17 @@ def test_an_optuna_objective_is_described_by_its_trials(study_of):
     trial = create_trial(state=TrialState.RUNNING, params=params, distributions=space)
     assert describe_searched(study_of([trial])) == "depth 1 to 4; kind a, b or c"
     assert describe_searched(study_of((), "new")) == ""
+
+
+def test_numbers_below_zero_have_a_real_minus_sign(study_of):
+    tree = {
+        "x": {"float": [-5.0, 5.0]},
+        "y": {"float": [-1e-4, 1e-4]},
+        "shift": {"choice": [-1, 0, 1]},
+        "step": {"choice": [*range(-9, 1)]},
+    }
+    line = "x −5 to 5; y −1e-4 to 1e-4; shift −1, 0 or 1; step −9 to 0 (10 values)"
+    assert describe_searched(searching(study_of, tree, {})) == line
 
 
 def test_a_space_that_another_program_has_stored_is_ignored(study_of):

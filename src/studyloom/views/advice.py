@@ -22,7 +22,6 @@ from studyloom.views.searched import describe_values, format_number_briefly
 from studyloom.views.snapshot import Snapshot
 from studyloom.views.words import (
     NO_INTERVAL,
-    begin_sentence,
     format_mean,
     format_number,
     name_trial,
@@ -240,7 +239,8 @@ def describe_importances(importances: Importances, snapshot: Snapshot) -> str:
     plain_names = name_plainly(collect_names(snapshot.trials))
     named = [name for name in importances.shares if name in importances.outstanding]
     if named:
-        return f"{begin_sentence(_join_shares(named[:MOST_NAMED], importances, plain_names))}."
+        # A sentence that began with a name would change it: x is not X.
+        return f"Most important: {_join_shares(named[:MOST_NAMED], importances, plain_names)}."
     if snapshot.left > 0 or importances.compared == 0:
         return ""
     if not importances.shares:
@@ -256,9 +256,9 @@ def describe_importances(importances: Importances, snapshot: Snapshot) -> str:
 def _join_shares(
     names: Sequence[str], importances: Importances, plain_names: Mapping[str, str]
 ) -> str:
-    """Joins names with their shares: "learning rate mattered most (47%), then model (27%)"."""
+    """Joins names with their shares: "learning rate (47%), then model (27%)"."""
     first, *others = names
-    text = f"{plain_names[first]} mattered most ({format_share(importances.shares[first])})"
+    text = f"{plain_names[first]} ({format_share(importances.shares[first])})"
     texts = []
     for name in others:
         texts.append(f"{plain_names[name]} ({format_share(importances.shares[name])})")

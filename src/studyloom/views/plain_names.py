@@ -6,8 +6,22 @@ from typing import Any
 
 from studyloom.text import format_parameter, one_line, shorten, shorten_names, write_minus
 
-# The words for abbreviations in names of hyperparameters.
-WORDS = {"lr": "learning rate"}
+# The words for parts of the names of hyperparameters: an abbreviation, and the networks and
+# optimizers of conf/, as the headline writes their classes.
+WORDS = {
+    "lr": "learning rate",
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "cnn": "CNN",
+    "gru": "GRU",
+    "lstm": "LSTM",
+    "mlp": "MLP",
+    "muon": "Muon",
+    "rmsprop": "RMSprop",
+    "rnn": "RNN",
+    "sgd": "SGD",
+    "transformer": "Transformer",
+}
 LONGEST = 32  # characters of a name or value in a sentence
 
 
@@ -22,7 +36,7 @@ def name_plainly(names: Iterable[str]) -> dict[str, str]:
     for name, short_name in shorten_names(names).items():
         words = []
         for part in one_line(short_name).split("."):
-            words.append(WORDS.get(part, part.replace("_", " ")))
+            words.append(write_plainly(part))
         plain_names[name] = " ".join(words)
     shortened_names = {name: shorten(plain, LONGEST) for name, plain in plain_names.items()}
     for candidates in (shortened_names, plain_names):
@@ -32,11 +46,25 @@ def name_plainly(names: Iterable[str]) -> dict[str, str]:
     return {name: one_line(name) for name in plain_names}
 
 
+def write_plainly(part: str) -> str:
+    """Writes a part of a dotted name, or an option of a group, in plain words: AdamW, batch size.
+
+    Examples:
+        >>> write_plainly("adamw"), write_plainly("batch_size")
+        ('AdamW', 'batch size')
+    """
+    return WORDS.get(part, part.replace("_", " "))
+
+
 def describe_settings(params: Mapping[str, Any]) -> list[str]:
     """Describes each hyperparameter of a trial in plain words, such as "learning rate 0.0057"."""
     values = join_lists(params)
     names = name_plainly(values)
-    return [f"{names[name]} {shorten(value, LONGEST)}" for name, value in values.items()]
+    settings = []
+    for name, value in values.items():
+        plain_value = WORDS.get(value, value)  # such as CNN for the network cnn
+        settings.append(f"{names[name]} {shorten(plain_value, LONGEST)}")
+    return settings
 
 
 def join_lists(params: Mapping[str, Any]) -> dict[str, str]:

@@ -17,8 +17,8 @@ from studyloom.space.rule import read_space
 from studyloom.space.tree import Group, ListNode, Node, Space, is_ordered
 from studyloom.storage.attributes import SPACE
 from studyloom.storage.stored_study import StoredStudy
-from studyloom.text import format_parameter, one_line, shorten
-from studyloom.views.plain_names import name_plainly
+from studyloom.text import format_parameter, one_line, shorten, write_minus
+from studyloom.views.plain_names import WORDS, name_plainly
 
 MOST_ENTRIES = 12  # hyperparameters that the line names
 MOST_LETTERS = 240  # of these: two lines of a wide page
@@ -41,7 +41,7 @@ class SearchedEntry:
 
 
 def describe_searched(stored: StoredStudy) -> str:
-    """Says which hyperparameters a study searches, such as "model mlp or cnn; dropout 0 to 0.5".
+    """Says which hyperparameters a study searches, such as "model MLP or CNN; dropout 0 to 0.5".
 
     The options of groups come first, then learning rates, then what is always searched, then what
     an option opens. Of many hyperparameters the first are named, and the others are counted.
@@ -138,26 +138,43 @@ def describe_values(distribution: BaseDistribution) -> str:
     if isinstance(distribution, CategoricalDistribution):
         choices = distribution.choices
         if len(choices) > MOST_CHOICES and is_ordered(distribution):
-            first = format_parameter(choices[0])
-            last = format_parameter(choices[-1])
+            first = _format_choice(choices[0])
+            last = _format_choice(choices[-1])
             return f"{first} to {last} ({len(choices)} values)"
         return _join_choices(choices)
     if isinstance(distribution, IntDistribution | FloatDistribution):
-        low = format_number_briefly(distribution.low)
+        low = _format_end(distribution.low)
         if distribution.single():
             return low
-        return f"{low} to {format_number_briefly(distribution.high)}"
+        return f"{low} to {_format_end(distribution.high)}"
     return "other values"
 
 
 def _join_choices(choices: Iterable[object]) -> str:
     """Joins choices: "a, b or c"; of many, the first and the number of the others."""
-    texts = [one_line(shorten(format_parameter(choice), LONGEST_CHOICE)) for choice in choices]
+    texts = [_format_choice(choice) for choice in choices]
     if len(texts) > MOST_CHOICES:
         return f"{', '.join(texts[: MOST_CHOICES - 1])} or {len(texts) - MOST_CHOICES + 1} others"
     if len(texts) < 2:
         return "".join(texts)
     return f"{', '.join(texts[:-1])} or {texts[-1]}"
+
+
+def _format_choice(choice: object) -> str:
+    """Formats a choice for people: CNN for the network cnn, and a real minus sign of a number."""
+    text = format_parameter(choice)
+    if isinstance(choice, str):
+        text = WORDS.get(choice, text)
+    elif isinstance(choice, int | float):
+        text = write_minus(text)
+    return one_line(shorten(text, LONGEST_CHOICE))
+
+
+def _format_end(value: float) -> str:
+    """Formats an end of a range for people: −5, with a real minus sign, or 1e-4."""
+    if value < 0:
+        return write_minus("-") + format_number_briefly(-value)
+    return format_number_briefly(value)
 
 
 def format_number_briefly(value: float) -> str:
