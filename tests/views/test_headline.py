@@ -172,7 +172,7 @@ def test_a_headline_names_each_hyperparameter_by_its_shortest_unique_name():
     assert max(map(len, shortened.values())) <= 32
 
 
-def test_networks_and_optimizers_are_named_as_their_classes_and_other_names_as_written():
+def test_networks_and_optimizers_are_named_as_their_classes():
     names = ["optimizer.sgd.lr", "optimizer.adamw.lr", "X", "mlp_width"]
     plain_names = ["SGD learning rate", "AdamW learning rate", "X", "mlp width"]
     assert [*name_plainly(names).values()] == plain_names
