@@ -9,11 +9,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from commands import ROOT, environment
 from live_processes import until
+from optuna.trial import TrialState
 from projects import SCRIPT, write_project
 from runs import Run, kill
-from scripts_to_tune import LINES, copy_scripts
+from scripts_to_tune import CONVERTED_SWEEPS, LINES, copy_scripts
 
 from studyloom.extras.integrations.script import ScriptOutput
 
@@ -78,19 +80,55 @@ def test_a_script_is_tuned_from_one_line_without_an_edit(tune, name):
     assert f"the same as: studyloom run runs/{name}/tune.yaml study.trials={TRIALS}" in printed
     baseline, *others = run.stored().trials()
     for trial in (baseline, others[-1]):
-        log = (run.folder / f"logs/trial-{trial.number}.log").read_text()
-        command = shlex.split(log.partition("\n")[0].removeprefix("$ "))
-        by_hand = subprocess.run(
-            command, cwd=run.cwd, env=environment(), capture_output=True, text=True
-        )
-        output = ScriptOutput("", None, lambda value, step: None, metric=LINES[name].metric)
-        for line in by_hand.stdout.splitlines():
-            output.read_line(line)
-        output.end()
-        steps = trial.intermediate_values
-        assert steps[max(steps)] == output.last_value, by_hand
+        assert last_value_of(trial) == value_by_hand(run, trial, LINES[name].metric)
     params = {key.removeprefix("params."): value for key, value in baseline.params.items()}
     assert params == LINES[name].baseline
+
+
+def last_value_of(trial):
+    steps = trial.intermediate_values
+    return steps[max(steps)]
+
+
+def value_by_hand(run, trial, metric):
+    """Returns the last value of the metric that the command of a trial prints by itself."""
+    log = (run.folder / f"logs/trial-{trial.number}.log").read_text()
+    command = shlex.split(log.partition("\n")[0].removeprefix("$ "))
+    by_hand = subprocess.run(
+        command, cwd=run.cwd, env=environment(), capture_output=True, text=True
+    )
+    output = ScriptOutput("", None, lambda value, step: None, metric=metric)
+    for line in by_hand.stdout.splitlines():
+        output.read_line(line)
+    output.end()
+    return output.last_value
+
+
+@pytest.mark.parametrize("name", CONVERTED_SWEEPS)
+def test_a_sweep_file_runs_as_it_stands(name, tmp_path):
+    if name == "hydra":
+        pytest.importorskip("hydra")
+    project = copy_scripts(tmp_path / "project")
+    run = Tuned(project, name, "--sweep", f"sweeps/{name}.yaml", "--name", name)
+    try:
+        printed = run.end(run.start(), 0)
+    finally:
+        kill(run.processes())
+    assert f"{TRIALS} of {TRIALS} trials" in printed
+    metric = yaml.safe_load((project / f"sweeps/{name}.yaml").read_text())["metric"]["name"]
+    complete = [trial for trial in run.stored().trials() if trial.state == TrialState.COMPLETE]
+    trial = complete[-1]
+    assert last_value_of(trial) == value_by_hand(run, trial, metric)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("normal", "lr.distribution: log_normal"), ("target", "metric.target: 0.95")]
+)
+def test_a_sweep_file_with_a_key_without_counterpart_starts_nothing(name, key, tmp_path):
+    project = copy_scripts(tmp_path / "project")
+    run = Tuned(project, name, "--sweep", f"sweeps/{name}.yaml", "--name", name)
+    assert f"{key} has no counterpart" in " ".join(run.end(run.start(), 2).split())
+    assert not run.folder.exists()
 
 
 def test_a_script_without_arguments_says_so_before_any_work(tune):

@@ -110,6 +110,12 @@ LINES = {
     ),
 }
 
+# The sweep files below `sweeps/` that convert to a search; two others name keys.
+CONVERTED_SWEEPS = (
+    *("grid", "random", "bayes", "quantized", "logarithms", "inverse", "nested", "hyperband"),
+    *("hydra", "json"),
+)
+
 
 def copy_scripts(folder: Path) -> Path:
     """Copies the scripts into a new folder, and returns it."""

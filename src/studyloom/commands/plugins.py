@@ -26,6 +26,7 @@ PLUGINS = {
     "propose_changed": ("proposals.queue", "propose_changed"),
     "replay": ("replay.replay", "replay"),
     "tune": ("tune.tune", "write_study"),
+    "tune_sweep": ("tune.tune", "write_study_of_sweep"),
     "tracking": ("trackers.projection", "make_tracking"),
 }
 

@@ -1,10 +1,12 @@
 """`studyloom tune`: searches for the arguments of a training script."""
 
 import argparse
+from typing import Any
 
 from studyloom.commands.options import argument, command, either
 from studyloom.commands.plugins import load_plugin
 from studyloom.commands.studies import run_source
+from studyloom.errors import ConfigError
 
 
 @command(
@@ -12,6 +14,7 @@ from studyloom.commands.studies import run_source
     either(
         argument("--maximize", "NAME", "the printed value to maximize, such as val_acc"),
         argument("--minimize", "NAME", "the printed value to minimize, such as val_loss"),
+        argument("--sweep", "FILE", "a W&B sweep file, in place of a metric and a program"),
         required=True,
     ),
     argument("--trials", "N", "the number of trials (default: 40)", type=int),
@@ -54,6 +57,7 @@ from studyloom.commands.studies import run_source
     examples=[
         "studyloom tune --maximize val_acc train.py --lr 1e-4:1e-1:log --act relu,gelu",
         "studyloom tune --minimize loss --trials 20 -m mine.train lr=1e-4:1e-1:log@1e-3",
+        "studyloom tune --sweep sweep.yaml --workers 4",
         "studyloom tune --maximize acc torchrun --nproc_per_node=2 train.py --width=16:256",
     ],
 )
@@ -64,6 +68,21 @@ def tune(arguments: argparse.Namespace) -> None:
 
     It is an ordinary study: the same command resumes it, and more --trials continue it.
     """
+    overrides = []
+    if arguments.trials is not None:
+        overrides.append(f"study.trials={arguments.trials}")
+    if arguments.workers is not None:
+        overrides.append(f"launcher.workers={arguments.workers}")
+    overrides += arguments.settings
+    if arguments.sweep is not None:
+        study = _write_study_of_sweep(arguments, overrides)
+    else:
+        study = _write_study(arguments, overrides)
+    run_source(str(study.config), study.overrides)
+
+
+def _write_study(arguments: argparse.Namespace, overrides: list[str]) -> Any:
+    """Writes the study of a command line."""
     metric = arguments.maximize
     direction = "maximize"
     if metric is None:
@@ -74,12 +93,7 @@ def tune(arguments: argparse.Namespace) -> None:
         program = ["-m", *arguments.module]
     elif program[:1] == ["--"]:
         program = program[1:]
-    overrides = []
-    if arguments.trials is not None:
-        overrides.append(f"study.trials={arguments.trials}")
-    if arguments.workers is not None:
-        overrides.append(f"launcher.workers={arguments.workers}")
-    study = load_plugin("tune")(
+    return load_plugin("tune")(
         program,
         metric=metric,
         direction=direction,
@@ -88,6 +102,22 @@ def tune(arguments: argparse.Namespace) -> None:
         value=arguments.value,
         step=arguments.step,
         tests=arguments.test,
-        overrides=[*overrides, *arguments.settings],
+        overrides=overrides,
     )
-    run_source(str(study.config), study.overrides)
+
+
+def _write_study_of_sweep(arguments: argparse.Namespace, overrides: list[str]) -> Any:
+    """Writes the study of a sweep file.
+
+    Raises:
+        ConfigError: a program or another option is given, which the file has.
+    """
+    has_program = bool(arguments.program) or arguments.module is not None
+    if has_program or arguments.fixed:
+        raise ConfigError(
+            f"--sweep {arguments.sweep}: the file has the program and its arguments; leave out "
+            "those on the command line"
+        )
+    return load_plugin("tune_sweep")(
+        arguments.sweep, name=arguments.name, tests=arguments.test, overrides=overrides
+    )

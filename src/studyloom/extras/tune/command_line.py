@@ -81,9 +81,9 @@ def find_program(command_line: Sequence[str]) -> Program:
     if first.endswith(".py"):
         if not Path(first).is_file():
             raise ConfigError(f"{first}: there is no such file in {Path.cwd()}")
-        return Program((_python(), first), tuple(arguments), Path(first))
+        return Program((find_python(), first), tuple(arguments), Path(first))
     if first == "-m":
-        command_line = [_python(), *command_line]
+        command_line = [find_python(), *command_line]
     for index in range(1, len(command_line)):
         script = _find_script(command_line, index)
         has_values_before = any(_has_values(word) for word in command_line[1:index])
@@ -100,7 +100,7 @@ def _split(command_line: Sequence[str], length: int, script: Path | None) -> Pro
     return Program(tuple(command_line[:length]), tuple(command_line[length:]), script)
 
 
-def _python() -> str:
+def find_python() -> str:
     """Returns the interpreter of this process: as `python`, if that is what PATH has."""
     executable = Path(sys.executable)
     on_path = shutil.which("python")
@@ -169,7 +169,7 @@ def parse_search(
             "one, such as --lr 1e-4:1e-1:log, --width 16:256 or --act relu,gelu"
         )
     search = Search(
-        name=_make_name(program),
+        name=make_name(program),
         command=[*program.prefix, *parser.command],
         hyperparameters=parser.hyperparameters,
         metric=metric,
@@ -219,7 +219,7 @@ def parse_test(texts: Sequence[str]) -> Test:
     return test
 
 
-def _make_name(program: Program) -> str:
+def make_name(program: Program) -> str:
     """Returns the name of a study of a program: train for train.py."""
     stem = Path(program.label).stem
     if program.script is not None and stem == "__main__":
@@ -340,7 +340,9 @@ class _ArgumentParser:
                 prefix = f"{option}="  # argparse would take -1e-05 for an option
             self.command.append(escape_braces(prefix) + "{" + name + "}")
         self._check_type(option, values, declared)
-        values = self._choose_baseline(option, values, declared)
+        baseline = choose_baseline(option.lstrip("-+"), values, declared, self.program)
+        self.baselines.append(baseline.description)
+        values = replace(values, default=baseline.value)
         self.hyperparameters.append(Hyperparameter(name, values, flag))
 
     def _choose_name(self, option: str) -> str:
@@ -373,38 +375,9 @@ class _ArgumentParser:
                 f"float ({declared.place}); {float(low)}:{high} gives every number"
             )
 
-    def _choose_baseline(
-        self, option: str, values: Values, declared: DeclaredArgument | None
-    ) -> Values:
-        """Returns the values with that of the baseline: typed, declared or in the middle."""
-        name = option.lstrip("-+")
-        if values.default is not None:
-            self.baselines.append(f"{name}={values.default}")
-            return values
-        default = None
-        if declared is not None:
-            default = declared.default
-        if default is None:
-            middle = _find_middle(values)
-            self.baselines.append(
-                f"{name}={middle} (the middle, since {self.program.label} shows no default)"
-            )
-            return replace(values, default=middle)
-        assert declared is not None
-        nearest_value = _find_nearest(values, default)
-        if nearest_value is None:
-            middle = _find_middle(values)
-            self.baselines.append(f"{name}={middle} (the default {default} is not in the list)")
-            return replace(values, default=middle)
-        source = declared.place
-        if not _is_same(nearest_value, default):
-            source = f"the nearest to the default {default}, which is outside"
-        self.baselines.append(f"{name}={nearest_value} ({source})")
-        return replace(values, default=nearest_value)
-
     def describe_baseline(self) -> str:
         """Returns a line with the values of the baseline."""
-        return f"baseline  {', '.join(self.baselines)}"
+        return describe_baselines(self.baselines)
 
     def _add_seed(self) -> None:
         """Adds the seed of the trial, if the program has an argument for it that is not given."""
@@ -429,6 +402,47 @@ class _ArgumentParser:
             else:
                 self.command = seed_arguments + self.command
             return
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The value of a hyperparameter in the baseline.
+
+    Attributes:
+        description: the value and where it comes from, such as "lr=0.1 (train.py, line 7)".
+    """
+
+    value: Scalar
+    description: str
+
+
+def choose_baseline(
+    name: str, values: Values, declared: DeclaredArgument | None, program: Program
+) -> Baseline:
+    """Chooses the value of the baseline: typed, declared by the program, or in the middle."""
+    if values.default is not None:
+        return Baseline(values.default, f"{name}={values.default}")
+    default = None
+    if declared is not None:
+        default = declared.default
+    if default is None:
+        middle = _find_middle(values)
+        reason = f"the middle, since {program.label} shows no default"
+        return Baseline(middle, f"{name}={middle} ({reason})")
+    assert declared is not None
+    nearest_value = _find_nearest(values, default)
+    if nearest_value is None:
+        middle = _find_middle(values)
+        return Baseline(middle, f"{name}={middle} (the default {default} is not in the list)")
+    source = declared.place
+    if not _is_same(nearest_value, default):
+        source = f"the nearest to the default {default}, which is outside"
+    return Baseline(nearest_value, f"{name}={nearest_value} ({source})")
+
+
+def describe_baselines(descriptions: Sequence[str]) -> str:
+    """Returns a line with the values of the baseline."""
+    return f"baseline  {', '.join(descriptions)}"
 
 
 def _key_of(option: str) -> str:

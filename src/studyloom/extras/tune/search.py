@@ -54,6 +54,7 @@ class Search:
         step: a regular expression for the step; None to look for epoch, step and iter.
         test_value: the name of the value on the test set, or a regular expression with a group.
         test_command: the words of a program that prints it; empty if the script itself does.
+        trials: the number of trials; None for the default of a study.
         settings: further sections of the config, such as {"pruner": {…}}.
     """
 
@@ -66,6 +67,7 @@ class Search:
     step: str | None = None
     test_value: str = ""
     test_command: Sequence[str] = ()
+    trials: int | None = None
     settings: Mapping[str, object] = field(default_factory=dict)
 
     def to_config(self) -> dict[str, object]:
@@ -94,9 +96,12 @@ class Search:
             objective["flags"] = flags
         objective["metric"] = self.metric
         objective["direction"] = self.direction
+        study: dict[str, object] = {"name": self.name}
+        if self.trials is not None:
+            study["trials"] = self.trials
         return {
             "defaults": ["studyloom"],
-            "study": {"name": self.name},
+            "study": study,
             "objective": objective,
             "space": {"params": params},
             **self.settings,

@@ -7,8 +7,9 @@ from itertools import count
 from pathlib import Path
 
 from studyloom.config.overrides import Override
-from studyloom.extras.tune.command_line import parse_search, parse_test
+from studyloom.extras.tune.command_line import ParsedSearch, parse_search, parse_test
 from studyloom.extras.tune.search import Search, has_other_study, write_config
+from studyloom.extras.tune.sweep_file import parse_sweep
 from studyloom.metrics import Direction
 from studyloom.processes import print_at_once
 from studyloom.text import printable
@@ -58,6 +59,32 @@ def write_study(
         value=value,
         step=step,
     )
+    return _write(parsed, name, tests, overrides)
+
+
+def write_study_of_sweep(
+    path: str,
+    *,
+    name: str | None = None,
+    tests: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+) -> WrittenStudy:
+    """Writes the config of the search that a W&B sweep file describes, and prints what it runs.
+
+    Args:
+        path: the sweep file.
+        name, tests, overrides: as those of `write_study`.
+
+    Raises:
+        ConfigError: every key of the file that is wrong or has no counterpart.
+    """
+    return _write(parse_sweep(Path(path)), name, tests, overrides)
+
+
+def _write(
+    parsed: ParsedSearch, name: str | None, tests: Sequence[str], overrides: Sequence[str]
+) -> WrittenStudy:
+    """Writes the config of a search, with its name and tests, and prints what it runs."""
     test = parse_test(tests)
     search = replace(parsed.search, test_value=test.value, test_command=test.command)
     notes = [*parsed.notes]
