@@ -69,6 +69,17 @@ class Noisy(nn.Linear):
         return super().forward(inputs.flatten(1) + noise)
 
 
+class NoisyLoss(nn.Module):
+    """Adapts to a training set by chance: it draws the weights of the classes."""
+
+    def adapt(self, inputs, targets):
+        noise = random.random() + np.random.rand()
+        self.register_buffer("weight", noise + torch.rand(3, device=targets.device))
+
+    def forward(self, outputs, targets):
+        return nn.functional.cross_entropy(outputs, targets, self.weight)
+
+
 def epochs(jobs, split):
     """Trains jobs in lockstep."""
     return iter(Training(jobs, split))
@@ -200,13 +211,14 @@ def test_the_callers_random_state_neither_changes_nor_matters(device):
     undisturbed = [draw() for _ in range(4)]
     seed()
     disturbed, ours = [], []
-    for (epoch,) in epochs([toy_job(model=Noisy)], split):
+    job = toy_job(model=Noisy, loss=NoisyLoss())
+    for (epoch,) in epochs([job], split):
         disturbed.append(draw())
         ours.append(numbers_of(epoch))
     with pytest.raises(ZeroDivisionError):
         curve(toy_job(loss=lambda outputs, labels: 1 / 0), split)
     assert [*disturbed, draw()] == undisturbed
-    assert ours == curve(toy_job(model=Noisy), split)
+    assert ours == curve(job, split)
 
 
 # Stopping and resuming
@@ -243,6 +255,7 @@ def mixed(network, batch, loss):
 RESUMABLE |= {
     "a custom step": {"step": mixed},
     "noise of Python and NumPy": {"model": Noisy},
+    "a loss that draws when it adapts": {"loss": NoisyLoss()},
     "accumulation without the last batch": {"accumulate": 2, "batch_size": 7, "drop_last": True},
     "the best epoch of an average with batch norm": {
         **RESUMABLE["batch norm and dropout"],

@@ -173,7 +173,10 @@ class JobRun:
             self.model = job.model(shape=split.shape, outputs=split.outputs)
         self.batches.choose_input_dtype(self.model)
         self.loss = _copy_adapting_loss(job.loss)
-        adapt_to_data(self.model, self.loss, split, self.batches.train)
+        # A custom module may draw random numbers when it adapts. A job that is resumed adapts its
+        # loss again, from the same random state, and so alike.
+        with self.exchange_random_state():
+            adapt_to_data(self.model, self.loss, split, self.batches.train)
         self._move_to_device((self.model, self.loss, job.step, job.evaluate))
         self.computation = BatchComputation(
             self.loss, self.device, job.precision, job.step, job.evaluate
