@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sqlite3
 import subprocess
 import threading
 import time
@@ -14,7 +15,7 @@ from sqlalchemy import delete, event, insert, select, update
 
 from studyloom.errors import ClaimLost, StorageError, TrialDeleted
 from studyloom.processes import worker_id
-from studyloom.storage import connections, sql
+from studyloom.storage import connections, redo, sql
 from studyloom.storage import ledger as module
 from studyloom.storage.attributes import UUID
 from studyloom.storage.database import connect
@@ -155,6 +156,73 @@ def test_the_late_holder_of_an_expired_lease_can_write_nothing(either):
         assert not late_call()
     assert written == []
     assert [(held.owner, held.trial_id) for held in either.held()] == [("heir", 7)]
+
+
+@pytest.fixture
+def lose_next_reply(ledger, monkeypatch):
+    """A function after whose call the database does the next COMMIT, but its reply is lost.
+
+    Its argument is called before the COMMIT is tried again.
+    """
+    dialect = ledger.storage.engine.dialect
+
+    def commit_without_reply(meanwhile, connection):
+        connection.commit()
+        monkeypatch.undo()
+        meanwhile()
+        failure = sqlite3.OperationalError("database is locked")
+        failure.sqlite_errorcode = sqlite3.SQLITE_BUSY  # a transient failure: the call is repeated
+        raise failure
+
+    def lose(meanwhile):
+        monkeypatch.setattr(dialect, "do_commit", partial(commit_without_reply, meanwhile))
+
+    return lose
+
+
+def replace_trial(ledger, claim, connection):
+    """Ends the trial of a claim as failed, and queues another one, as a worker does."""
+    (trial,) = sql.read_by_ids(connection, [claim.trial_id])
+    ended = sql.TRIALS.update().where(sql.TRIALS.c.trial_id == claim.trial_id)
+    connection.execute(ended.values(state=TrialState.FAIL))
+    redo.replace_trial(ledger, connection, trial, {"repeats": trial.number})
+
+
+@pytest.mark.parametrize(
+    ("change", "state"), [("renew", "held"), ("finish", "done"), ("release", "free")]
+)
+def test_a_change_of_a_claim_whose_reply_was_lost_is_seen_as_done(
+    ledger, lose_next_reply, change, state
+):
+    ledger.extend(1)
+    claim = ledger.claim("w", 1, LEASE)
+    changes = {
+        "renew": partial(ledger.renew, lease=LEASE),
+        "finish": ledger.finish,
+        "release": ledger.release,
+    }
+    lose_next_reply(lambda: None)
+    assert changes[change](claim)
+    assert ledger.counts()[state] == 1
+
+
+@pytest.mark.parametrize("is_claimed", [False, True])
+def test_a_replaced_trial_is_recognized_although_the_reply_was_lost(
+    ledger, lose_next_reply, is_claimed
+):
+    """Also if another worker has claimed the new trial before the call is repeated."""
+    ledger.extend(1)
+    claim = ledger.claim("w", 1, LEASE, maker(ledger))
+
+    def claim_new_trial():
+        if is_claimed:
+            assert ledger.claim("other", 1, LEASE).trial_id != claim.trial_id
+
+    lose_next_reply(claim_new_trial)
+    assert ledger.finish_and_queue(claim, partial(replace_trial, ledger, claim))
+    assert len(ledger.storage.get_all_trials(ledger.study_id)) == 2
+    assert [held.owner for held in ledger.held()] == ["other"] * is_claimed
+    assert not ledger.finish_and_queue(claim, pytest.fail), "no reply to this call was lost"
 
 
 def test_an_expired_lease_that_nobody_claims_stays_with_its_holder(ledger):

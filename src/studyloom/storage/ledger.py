@@ -32,7 +32,7 @@ from studyloom.errors import ClaimLost, StorageError
 from studyloom.processes import host_id, is_alive, running_in_thread, worker_id
 from studyloom.space.tree import Configuration
 from studyloom.storage import connections, slot_table, sql
-from studyloom.storage.attributes import LARGEST, SEGMENTS, SLOT, UUID, Attributes
+from studyloom.storage.attributes import FORMER_SLOT, LARGEST, SEGMENTS, SLOT, UUID, Attributes
 from studyloom.storage.call_state import call_state
 from studyloom.storage.database import RetryingStorage
 from studyloom.storage.slot_table import IS_HELD, SLOTS, clock
@@ -284,11 +284,14 @@ class Ledger:
         return self._change(claim, FINISH, write)
 
     def finish_and_queue(self, claim: Claim, write: WriteRows) -> bool:
-        """Ends a claim whose slot gets another trial, which `write` queues; otherwise like `renew`.
+        """Ends a claim whose slot gets another trial; otherwise like `renew`.
 
         The study is locked first, as by all who make trials: locks in another order deadlock.
+
+        Args:
+            write: Takes the claim's trial out of the slot, and queues the other one there.
         """
-        return self._change(claim, FINISH, write, lock_study=True)
+        return self._change(claim, FINISH_AND_QUEUE, write)
 
     def release(self, claim: Claim, write: WriteRows | None = None) -> bool:
         """Releases a slot, so that another worker resumes its trial; otherwise like `renew`."""
@@ -299,8 +302,6 @@ class Ledger:
         claim: Claim,
         change: "ClaimChange",
         write: WriteRows | None,
-        *,
-        lock_study: bool = False,
     ) -> bool:
         """Changes the row of a claimed slot, and writes further rows in the same transaction.
 
@@ -309,7 +310,6 @@ class Ledger:
 
         Args:
             write: Writes further rows, such as reports of the trial.
-            lock_study: Whether the study is locked first, which is needed to make a trial.
 
         Returns:
             False if another worker has the slot by now.
@@ -322,12 +322,12 @@ class Ledger:
 
         def change_row(connection: sa.Connection) -> bool:
             """Updates the slot's row, and calls `write`; returns False if the claim is lost."""
-            if lock_study:
+            if change.replaces_trial:  # all who make trials lock the study first
                 self._lock_study(connection)
             parameters = {**claim_parameters, **change.parameters}
             row = connection.execute(change.statement, parameters).one_or_none()
             if row is None:  # another worker has the slot, or the change was made already
-                return _was_changed_by_earlier_try(connection, change, claim_parameters)
+                return _was_changed_by_earlier_try(connection, claim, change, claim_parameters)
             if write is not None:
                 # TEST_SLOT is held by the command that tests the winner, which has no trial.
                 if claim.slot != TEST_SLOT:
@@ -686,28 +686,40 @@ class ClaimChange:
     Attributes:
         statement: Updates the row of the slot; no row if the claim no longer holds.
         parameters: Its parameters, besides those that name the claim.
-        next_state: The state of the slot afterwards.
+        next_state: The state of the slot afterwards, from which a repeated try sees that an earlier
+            one has ended the claim.
+        replaces_trial: Whether the slot gets another trial. Its token and state then change again,
+            as when a worker claims that trial, and say nothing of an earlier try.
     """
 
     statement: sa.UpdateBase
     parameters: Mapping[str, object]
     next_state: str
+    replaces_trial: bool = False
 
 
 def _was_changed_by_earlier_try(
-    connection: sa.Connection, change: ClaimChange, claim_parameters: Mapping[str, object]
+    connection: sa.Connection,
+    claim: Claim,
+    change: ClaimChange,
+    claim_parameters: Mapping[str, object],
 ) -> bool:
     """Returns whether an earlier try of this call was committed, and only its reply was lost.
 
-    Then the slot still has the token of the claim, and has the new state already.
+    Then the slot still has the token of the claim, and has the new state already. If the change
+    replaces the trial of the claim, that trial was taken out of the slot.
     """
     if not call_state.may_be_committed:
         return False
+    if change.replaces_trial:
+        assert claim.trial_id is not None
+        return sql.has_user_attr(connection, claim.trial_id, FORMER_SLOT)
     state = connection.execute(slot_table.STATE_OF_CLAIM, claim_parameters).scalar()
     return bool(state == change.next_state)
 
 
 FINISH = ClaimChange(slot_table.END, {"next_state": "done"}, next_state="done")
+FINISH_AND_QUEUE = replace(FINISH, replaces_trial=True)
 RELEASE = ClaimChange(slot_table.END, {"next_state": "free"}, next_state="free")
 
 
