@@ -341,7 +341,8 @@ class AshaOrder:
         """Returns whether the trial of a slot has reached a rung with its report at a step.
 
         It reaches a rung with its first report at the rung's step or, if it does not report at each
-        step, after it.
+        step, after it. A report beyond several rungs reaches all of them: the trial is compared at
+        each of them, and waits at the highest.
 
         Args:
             slot: The slot of the trial, which decides its bracket and so its rungs.
@@ -395,7 +396,8 @@ class AshaOrder:
     def is_next(self, standings: Sequence[Standing], slot: int, *, closed: bool = False) -> bool:
         """Returns whether a trial that has just reached a rung is the next to promote.
 
-        Its worker then continues it at once, instead of leaving it paused and taking another.
+        Its report has stored it as paused. If it is the next, its worker removes that mark and
+        continues it, instead of taking another.
 
         Args:
             standings: How far the trial of each slot has come. The state of this trial is OWN, and

@@ -1,7 +1,8 @@
 """The ledger: the budget of a study as a table with a row, its *slot*, for each of the N trials.
 
-`study.trials` slots make exactly as many trials, whatever the number of workers, restarts and
-crashes. A slot is free, held by a worker, or done.
+`study.trials` slots make exactly as many trials that count, whatever the number of workers,
+restarts and crashes. A slot is free, held by a worker, or done. A trial that is repeated is set
+aside, and no longer counts: another one takes its slot.
 
 A worker *claims* a slot before it begins a trial, in one conditional statement. A claim is a
 *lease* on the database's clock: it ends unless the worker renews it. A worker that claims a slot
@@ -9,7 +10,7 @@ that was released, or whose lease has ended, resumes the trial that was started 
 
 Each claim gives the slot a new *token*. From the token the previous holder, should it still be
 alive, learns that it has lost the slot: whatever it writes, it writes together with a change of its
-claim in one transaction, which fails if the slot has another token.
+claim in one transaction, which fails unless the slot is held with this token.
 
 One further row of a study is the lease of the command that tests its winner.
 """
@@ -39,8 +40,8 @@ from studyloom.storage.slot_table import IS_HELD, SLOTS, clock
 from studyloom.storage.standings import Order, Segment, SlotChoice, Standing, StandingsReader
 from studyloom.text import format_ranges
 
-# A lease lasts for the seconds of `study.lease`, or for this many of the longest epoch so far if
-# that is longer.
+# A renewed lease lasts for the seconds of `study.lease`, or for this many of the longest epoch that
+# the worker has trained of its trial, if that is longer.
 LEASE_FACTOR = 4
 # The slot of the command that tests the winner; no budget is as large.
 TEST_SLOT = LARGEST - 1
@@ -204,8 +205,8 @@ class Ledger:
             search_ended: Whether the search has ended. Only a slot that has a trial, begun or
                 queued, is then claimed, and an order promotes no trial: it ends those that wait at
                 rungs.
-            order: Decides which slot is claimed; None for the first that can be claimed, one with a
-                trial before others.
+            order: Decides which slot is claimed; None for the first that is free or whose lease has
+                ended, one with a trial before others.
 
         Returns:
             The claim; None if no slot can be claimed now, as when all are done or held by others.
@@ -270,7 +271,8 @@ class Ledger:
             write: Writes further rows of the claim's trial; it may be called twice.
 
         Returns:
-            False if another worker has the slot by now; then nothing was written.
+            False if the claim is lost: another worker has the slot, this worker was recorded as
+            dead, or the study was deleted. Then nothing was written.
 
         Raises:
             ClaimLost: Another program has ended or deleted the trial; nothing was written. This is
@@ -305,14 +307,15 @@ class Ledger:
     ) -> bool:
         """Changes the row of a claimed slot, and writes further rows in the same transaction.
 
-        The change takes effect only while the slot has the token of the claim. Each claim gives the
-        slot a new token, so a worker whose slot was claimed by another one writes nothing.
+        The change takes effect only while the slot is held with the token of the claim. Each claim
+        gives the slot a new token, so a worker whose slot was claimed by another one writes
+        nothing.
 
         Args:
             write: Writes further rows, such as reports of the trial.
 
         Returns:
-            False if another worker has the slot by now.
+            False if the claim is lost, see `renew`. Then nothing was written.
         """
         claim_parameters = {
             **self._study_parameters,
@@ -326,7 +329,9 @@ class Ledger:
                 self._lock_study(connection)
             parameters = {**claim_parameters, **change.parameters}
             row = connection.execute(change.statement, parameters).one_or_none()
-            if row is None:  # another worker has the slot, or the change was made already
+            # There is no row if the claim is lost, or if an earlier try has ended it already. (A
+            # renewal finds its row again, and is simply repeated.)
+            if row is None:
                 return _was_changed_by_earlier_try(connection, claim, change, claim_parameters)
             if write is not None:
                 # TEST_SLOT is held by the command that tests the winner, which has no trial.
@@ -724,7 +729,10 @@ RELEASE = ClaimChange(slot_table.END, {"next_state": "free"}, next_state="free")
 
 
 class NoLedger(Ledger):
-    """The ledger of a study of another program: it has no slots, and there may be no table."""
+    """The ledger of a study of another program: it has no slots, and there may be no table.
+
+    Only the questions of views are answered, without a query. The other methods need the table.
+    """
 
     def count_open(self, trials: int, *, only_with_trial: bool = False) -> int:
         return 0
@@ -764,10 +772,10 @@ def _held_by(workers: Sequence[str]) -> sa.ColumnElement[bool]:
 def _take_first(
     connection: sa.Connection, parameters: sql.Row, *, only_with_trial: bool
 ) -> TakenSlot | None:
-    """Claims the first slot that can be claimed, one with a trial before others.
+    """Claims the slot that this worker holds already, or else the first that can be claimed.
 
-    A slot can be claimed if it is free, if the lease of its holder has ended, or if this worker
-    holds it.
+    A slot can be claimed if it is free, or if the lease of its holder has ended. One with a trial
+    goes before others.
 
     Returns:
         The slot; None if none can be claimed.

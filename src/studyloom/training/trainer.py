@@ -44,12 +44,19 @@ def adapt_to_data(network: nn.Module, loss: object, split: Part, train: Tensor) 
     """Calls the method `adapt(inputs, targets)` of modules that have one, with the training set.
 
     Such a module computes something from the data, such as means for standardizing or class
-    weights. It keeps that in buffers, which are saved in checkpoints and in winner.pt. It sees no
-    example of the validation or test set.
+    weights. A network keeps that in buffers, which are saved in checkpoints and in winner.pt; a
+    loss adapts again when its job is resumed. It sees no example of the validation or test set.
+
+    Only a Split has all inputs in memory. If the data are a Dataset, a loss gets the classes alone,
+    and no network may adapt.
 
     Args:
         loss: a module, or any function, which adapts to nothing.
         train: indices of the training examples, int64 (n,).
+
+    Raises:
+        DataError: the data are a Dataset, and the network has such a module, or the loss has one
+            and the classes are not known.
     """
     modules_of_network = _find_adapting_modules(network)
     if modules_of_network:

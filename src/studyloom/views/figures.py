@@ -531,7 +531,10 @@ def _mark_curves_by_outcome(lines: Mapping[int, Part], outcomes: Mapping[int, st
 def _mark_curves(
     name: str, lines: Mapping[int, Part], width: float, style: Sequence[str] = ()
 ) -> Mark:
-    """Returns one mark for the curves of some trials, or dots if each has only one epoch."""
+    """Returns one mark for the curves of some trials, or large dots if each has only one epoch.
+
+    Among longer curves, `Chart` draws one of a single epoch as a dot as wide as their lines.
+    """
     numbers = [*lines]
     parts = [*lines.values()]
     have_one_epoch = all(len(line) == 1 for line in parts)
@@ -1226,7 +1229,7 @@ def _make_staircase(line: Part) -> list[Point]:
 
 @dataclass(frozen=True)
 class Span:
-    """A period of time, such as the one in which a worker trained a trial."""
+    """A period of time, such as the one in which a trial was trained."""
 
     start: datetime
     end: datetime
@@ -1312,7 +1315,9 @@ def _make_clock_scale(start: datetime, length: float) -> ChartScale:
 def _measure_spans(
     trials: Sequence[FrozenTrial], live_trials: Collection[int | None]
 ) -> dict[str, dict[int, Span]]:
-    """Returns the time that each trial was trained, by its worker and number.
+    """Returns the time that each trial was trained, by the worker that began it and by number.
+
+    The time of other workers that have resumed the trial counts for the one that began it.
 
     Args:
         live_trials: the numbers of the trials that are trained now.

@@ -158,7 +158,9 @@ def run_study(
 def obeying_requests(study: OpenStudy, command: Command, stop: Stop) -> Iterator[None]:
     """Obeys `studyloom stop` and `pause` while the body runs, if this process runs trials.
 
-    A worker with a launcher obeys only `pause`: its launcher obeys `stop`, and then stops it.
+    A worker with a line to its launcher obeys only `pause`: its launcher obeys `stop`, and then
+    stops it. The tasks of a SLURM array have no line: they are commands of their own, and obey
+    both.
     """
     runs_trials = command.begins or command.is_worker
     if not runs_trials:  # such as `studyloom winner`
@@ -208,17 +210,20 @@ def make_task(study: OpenStudy, stages: Stages, command: Command) -> Task:
         allow_repeats=settings.allow_repeats,
     )
 
-    trial_limit = RECYCLE.take()  # of this process; a study in a trial does not inherit it
-    trials_run = itertools.count(1)
+    claim_limit = RECYCLE.take()  # of this process; a study in a trial does not inherit it
+    claims_ended = itertools.count(1)
 
     def work(stop: Stop) -> None:
         """Runs open trials in this process until there are none or a stop is requested."""
 
-        def count_trial() -> None:
-            """Ends this worker after `launcher.recycle` trials; its launcher starts another."""
-            if trial_limit is not None and next(trials_run) == int(trial_limit):
+        def count_claim() -> None:
+            """Ends this worker after `launcher.recycle` claims; its launcher starts another.
+
+            Each claim counts, also one that resumes a trial, or that ends it without training.
+            """
+            if claim_limit is not None and next(claims_ended) == int(claim_limit):
                 command.line.send("recycled")
-                stop.request(f"launcher.recycle={trial_limit}")
+                stop.request(f"launcher.recycle={claim_limit}")
 
         # It measures where the time goes, and limits nothing. The time so far counts as start-up.
         stopwatch = Stopwatch.since(command.age())
@@ -234,7 +239,7 @@ def make_task(study: OpenStudy, stages: Stages, command: Command) -> Task:
                 # A worker runs one stage until none of its trials is open. The same stage comes
                 # again if trials were opened meanwhile.
                 with make_worker(
-                    study, stage, stop, limits, stopwatch, command, count_trial
+                    study, stage, stop, limits, stopwatch, command, count_claim
                 ) as worker:
                     worker.run()
 
@@ -270,7 +275,7 @@ def make_worker(
     limits: Limits,
     stopwatch: Stopwatch,
     command: Command,
-    on_trial_end: Callable[[], None],
+    on_claim_end: Callable[[], None],
 ) -> Iterator[Worker]:
     """Makes a worker that runs the trials of a stage in this process.
 
@@ -278,7 +283,8 @@ def make_worker(
     a curve.
 
     Args:
-        on_trial_end: called after each trial that the worker has trained.
+        on_claim_end: called after each claim, however the trial went: to its end, to a rung,
+            released, or ended without training.
     """
     settings = study.definition.config.checkpoints
     checkpoint_folder = None
@@ -295,8 +301,10 @@ def make_worker(
             checkpoint_folder=checkpoint_folder,
             limits=limits,
             stopwatch=stopwatch,
-            on_claim=command.line.send_claimed,  # reports to the launcher that a trial has begun
-            on_trial_end=on_trial_end,
+            # tells the launcher, once, that this worker has claimed a slot
+            on_claim=command.line.send_claimed,
+            on_claim_end=on_claim_end,
+            # while `studyloom pause` holds: the worker releases its trial, and waits
             must_pause=lambda: stop.paused,
             checkpoint_interval=settings.interval,
         )

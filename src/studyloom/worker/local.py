@@ -84,7 +84,8 @@ class Local(Launcher):
         gpus: how many GPUs a worker sees, for a trial that trains on several.
         per_gpu: the number of workers that share a GPU, for small trials.
         recycle: the number of trials after which another process replaces a worker, against memory
-            that the user's code never releases; None for no limit.
+            that the user's code never releases; None for no limit. A trial that a worker resumes
+            counts again.
     """
 
     workers: int | str = "auto"

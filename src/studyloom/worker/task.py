@@ -41,7 +41,8 @@ class Command:
         is_call: whether the user called a function instead.
         kind: the kind of thing that the user repeats to resume the study: a command, call or cell.
         begins: whether it may begin a study; else it works on one that exists.
-        is_worker: whether a launcher has started this process as a worker.
+        is_worker: whether this process is the worker of a launcher that watches it. The tasks of a
+            SLURM array are not: each is a command of its own, with the launcher `join`.
         line: the line to the launcher that has started this process, if one has.
         fork_server: forks workers; None if each worker is started as a command.
     """

@@ -111,7 +111,8 @@ class Worker:
         limits: The limits of a trial and of the study.
         stopwatch: Counts where the time of the worker goes.
         on_claim: Called after each claim of a slot.
-        on_trial_end: Called after each trial that this worker has trained, to its end or to a rung.
+        on_claim_end: Called after each claim, however the trial went: to its end, to a rung,
+            released, or ended without training.
         must_pause: Whether to release the trial, and to claim none for now.
         checkpoint_interval: The least seconds between two states of a trial that neither pauses nor
             stops.
@@ -124,7 +125,7 @@ class Worker:
     limits: failures.Limits = field(default_factory=failures.Limits)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     on_claim: Callable[[], None] = do_nothing
-    on_trial_end: Callable[[], None] = do_nothing
+    on_claim_end: Callable[[], None] = do_nothing
     must_pause: Callable[[], bool] = never
     checkpoint_interval: float = 0.0
 
@@ -184,7 +185,7 @@ class Worker:
                             gpu_error = self.train(begun, slots)
                         self.finish_trial(begun, gpu_error)
                 clean_up_after_trial()
-                self.on_trial_end()
+                self.on_claim_end()
                 wait = first_wait
             elif ledger.count_open(stage.trials, only_with_trial=search_ended):
                 self.wait_for_others(slots, wait)
