@@ -108,8 +108,31 @@ def test_the_lead_of_the_winner_is_compared_with_the_noise_of_a_training(spread,
     result = result_of(winner=rows[0], candidates=rows, comparison=COMPARISON)
     lead = judge(result).partition("explains. ")[2]
     assert lead.startswith("The winner's lead over trial 7 (0.9500 ± ")
+    assert " against 0.9300 ± " in lead
     assert verdict in lead
     assert judge(replace(result, candidates=result.candidates[:1])).endswith("chance explains.")
+
+
+def test_it_is_said_why_the_best_of_the_search_is_not_the_winner():
+    def candidate(trial, *values):
+        return {"trial": trial, "values": values, "mean": sum(values) / 3, "std": 0.01}
+
+    winner = candidate(4, 0.95, 0.96, 0.94)
+    rows = [winner, candidate(7, 0.93, 0.94, 0.95), candidate(9, 0.90, 0.91, 0.89)]
+    best = trial_of(0.99)
+    snapshot = snapshot_of(best=best)
+    result = result_of(winner=winner, candidates=rows, comparison=COMPARISON)
+    best.number = 9
+    fall = "Trial 9, the best of the search, has a worse mean on new seeds. The winner's lead over"
+    assert fall in judge_gain(result, snapshot, 1)
+    best.number = 7
+    once = judge_gain(result, snapshot, 1)
+    assert "The winner's lead over trial 7, the best of the search (0.9500 ± " in once
+    assert "worse mean" not in once
+    rule = "max accuracy where parameters < 50_000"
+    costly = result_of(winner={**winner, "costs": {"parameters": 9.0}}, candidates=rows, rule=rule)
+    chosen = "The winner was chosen by max accuracy where parameters < 50,000."
+    assert chosen in judge_gain(costly, snapshot, 1)
 
 
 def test_the_best_of_a_search_that_has_ended_is_partly_luck():

@@ -37,7 +37,7 @@ def test_a_figure_is_wellformed_svg_of_shapes_and_all_its_labels(chart):
     assert (root.get("width"), root.get("height")) == ("800", "300")
     assert {element.tag.removeprefix(SVG) for element in root.iter()} == SHAPES
     texts = texts_of(root)
-    assert {*chart.names(), "accuracy", "trial"} <= {*texts}
+    assert {*chart.names(), chart.y.title, "trial"} <= {*texts}
     assert {tick.label for tick in chart.y.ticks} <= {*texts}
     assert "var(" not in ET.tostring(root, "unicode"), "it has no style sheet"
 

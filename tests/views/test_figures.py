@@ -141,6 +141,13 @@ def test_integers_have_integer_labels_and_accuracies_a_logarithmic_axis():
     assert AXIS.coordinate(1.0) == AXIS.coordinate(1.1) < 5
 
 
+def test_a_logarithmic_axis_says_so_and_has_a_number_near_the_best_value():
+    scale = Axis("loss", "factors", -1).make_scale((1.0645, 37.0, 5.0), 320)
+    assert scale.title == "loss, less is better, log"
+    assert [tick.label for tick in scale.ticks] == ["1", "3", "10", "30"]
+    assert Axis("accuracy", "plain", 1).make_scale((1, 2), 320).title == "accuracy, more is better"
+
+
 def test_an_unknown_loss_that_differs_by_factors_has_a_logarithmic_axis():
     def scale(*values, metric="distance", sign=-1):
         return Axis.choose(metric, sign, values).scale
@@ -398,7 +405,8 @@ def test_complete_trials_are_points_over_one_and_two_hyperparameters(
     assert charts["lr"].x.kind == "tens"
     assert isinstance(draw_pair(trials, ["cnn.channels", "mlp.momentum"], AXIS), str)
     figure = draw_pair(trials, ["cnn.channels", "model", "mlp.momentum", "lr"], AXIS)
-    assert {figure.x.title, figure.y.title} == {"mlp.momentum", "lr"}, "two numbers, if there are"
+    titles = {figure.x.title, figure.y.title}
+    assert titles == {"mlp.momentum", "lr, log"}, "two numbers, if there are"
 
 
 def test_each_complete_trial_is_a_point_on_the_front_beaten_or_infeasible(sqlite_url):
@@ -413,13 +421,16 @@ def test_each_complete_trial_is_a_point_on_the_front_beaten_or_infeasible(sqlite
     assert figure.x.kind == "tens", "costs that differ by more than ten times"
     assert [tick.label for tick in figure.x.ticks] == ["100", "300", "1,000", "3,000"]
     points = {m.name: {(round(10**x), y) for x, y in points_of(m)} for m in figure.marks}
-    assert points["front"] == {(trial.values[1], trial.values[0]) for trial in stored.front()}
-    assert points["front"] == {(100, 0.80), (200, 0.85), (3000, 0.95)}
+    front = "front: not beaten in both"
+    assert points[front] == {(trial.values[1], trial.values[0]) for trial in stored.front()}
+    assert points[front] == {(100, 0.80), (200, 0.85), (3000, 0.95)}
     assert points["beaten"] == {(3000, 0.90), (900, 0.84)}
     assert points["infeasible"] == {(50, 0.99)}
     assert points["baseline"] == {(3000, 0.90)}
     assert points["best"] == {(3000, 0.95)}
     assert points["winner"] == {(200, 0.85)}
-    assert [y for _, y in points_of(mark_of(figure, "staircase"))] == [0.80, 0.85, 0.95]
-    assert "stepped" in mark_of(figure, "staircase").style
+    assert [y for _, y in points_of(mark_of(figure, ""))] == [0.80, 0.85, 0.95]
+    assert "stepped" in mark_of(figure, "").style
+    assert figure.y.title == "accuracy, more is better, over parameters"
+    assert figure.x.title == "parameters, less is better, log"
     assert figure.table == table

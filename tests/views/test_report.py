@@ -24,7 +24,7 @@ from studyloom.views import parameter_sections, report
 from studyloom.views.importances import compute_importances
 from studyloom.views.report import read_report, write_report
 from studyloom.views.snapshot import take_snapshot
-from studyloom.views.words import explain_decision
+from studyloom.views.words import explain_decision, make_winner_fact
 
 IMAGE = "<img src=x onerror=alert(1)>"
 SCRIPT = "</script><script>alert(2)</script>"
@@ -96,11 +96,12 @@ def test_a_reason_names_the_best_mean_only_if_no_other_is_better(searched):
 
 def test_the_first_screen_has_the_sentence_four_facts_and_a_figure(searched):
     alone = WINNER | {"test": WINNER["test"] | {"baseline": None, "difference": None}}
+    spread = "trial 4; ± standard deviation of 2 seeds;"
     first = alone | {"winner": WON | {"baseline": True}}
     for winner, facts in (
-        (WINNER, ("0.9612 ± 0.0034", "trial 4; difference to the baseline +0.0600, 95% interval")),
-        (alone, ("0.9612 ± 0.0034", "trial 4; no baseline to compare with")),
-        (first, ("0.9612 ± 0.0034", "trial 4; the baseline")),
+        (WINNER, ("0.9612 ± 0.0034", f"{spread} difference to the baseline +0.0600, 95% interval")),
+        (alone, ("0.9612 ± 0.0034", f"{spread} no baseline to compare with")),
+        (first, ("0.9612 ± 0.0034", f"{spread} the baseline")),
         (WINNER | {"test": None, "untested": "no"}, ("0.9600", "trial 4; 1 new seed, untested")),
         (None, ("–", "not yet: ")),
     ):
@@ -112,7 +113,10 @@ def test_the_first_screen_has_the_sentence_four_facts_and_a_figure(searched):
         tried, best, winner_fact, took = head.facts
         assert tried.value == "39 of 40", "one runs"
         assert tried.explanation.startswith("4 hyperparameters; 24 complete, 8 pruned, 7 failed")
-        assert (best.value, best.explanation) == ("0.9370", "trial 37; the baseline has 0.9000")
+        assert best.value == "0.9370"
+        assert best.explanation == (
+            "trial 37; the baseline (trial 0, the first enqueued) has 0.9000"
+        )
         assert winner_fact.value == facts[0]
         assert winner_fact.explanation.startswith(facts[1])
         assert (took.label, took.value) == ("Took", "7 min 8 s")
@@ -123,6 +127,20 @@ def test_the_first_screen_has_the_sentence_four_facts_and_a_figure(searched):
         assert ("selection gap" in rows) == bool(winner)
         if winner:
             assert rows["data"].endswith("SHA-256 sha…")
+
+
+def test_the_time_of_workers_says_how_many_they_were():
+    trials = [a_trial(0, worker="a"), a_trial(1, worker="b"), a_trial(2, worker="a")]
+    reused = a_trial(3, worker="c", reused="re-evaluation 0")
+    assert report.count_workers([*trials, reused]) == "2 workers", "that one took no time of c"
+    assert report.count_workers(trials[:1]) == "1 worker"
+    assert report.count_workers([a_trial(0, worker=None)]) == "workers"
+
+
+def test_a_winner_without_randomness_has_the_same_value_with_each_seed():
+    same = row(4, 0.9, 0.9, 0.9)
+    fact = make_winner_fact(result_of(**WINNER | {"winner": same, "test": None}))
+    assert fact.explanation == "trial 4; the same with each of 3 new seeds, untested"
 
 
 def first_chart(stored, winner=None):
@@ -220,7 +238,7 @@ def test_two_objectives_have_a_front_and_importances_for_each(sqlite_url):
     rows = re.findall(r'<tr><td class="number">([^<]*)</td><td class="number">([^<]*)</td>', page)
     assert ("0.8000", "400") in rows
     legends = re.findall(r'<li class="c-[\w-]+"><i[^>]*></i>([^<]*)</li>', page)
-    assert {"front", "staircase", "baseline", "best"} <= {*legends}
+    assert {"front: not beaten in both", "baseline", "best"} <= {*legends}
 
 
 def test_a_large_study_is_sampled_at_even_distances_with_notable_trials(

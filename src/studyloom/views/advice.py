@@ -5,6 +5,7 @@ narrow, with the line of the search space to copy.
 """
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -104,10 +105,36 @@ def judge_gain(result: Result | None, snapshot: Snapshot, sign: int) -> str:
         sentences.append(_judge_comparison(result.comparison))
     else:
         sentences.append(NO_BASELINE)
-    lead = _judge_lead(result, sign)
-    if lead:
-        sentences.append(lead)
-    return " ".join(sentences)
+    if winner.costs:
+        # Candidates with a better value may break the rule, or cost more.
+        sentences.append(f"The winner was chosen by {_format_rule(result.rule)}.")
+    runner_up = _find_runner_up(result, sign)
+    best_number = None
+    if snapshot.best is not None:
+        best_number = snapshot.best.number
+    if runner_up is None or runner_up.trial != best_number:
+        sentences.append(_explain_fall(result, best_number, sign))
+    if runner_up is not None:
+        sentences.append(_judge_lead(result, runner_up, best_number, sign))
+    return " ".join(filter(None, sentences))
+
+
+def _format_rule(rule: str) -> str:
+    """Formats the rule of a winner, with commas in its numbers: 50,000 for 50_000."""
+    return re.sub(r"(?<=\d)_(?=\d)", ",", one_line(rule))
+
+
+def _explain_fall(result: Result, best_number: int | None, sign: int) -> str:
+    """Says that the best trial of the search did worse than the winner on new seeds, if it did."""
+    winner = result.winner
+    for candidate in result.candidates:
+        is_best = candidate.trial == best_number
+        if not is_best or candidate.mean is None or winner.mean is None:
+            continue
+        if sign * candidate.mean < sign * winner.mean:
+            name = f"Trial {candidate.trial}, the best of the search,"
+            return f"{name} has a worse mean on new seeds."
+    return ""
 
 
 def _explain_unknown_gain(snapshot: Snapshot) -> str:
@@ -177,37 +204,55 @@ def _judge_comparison(comparison: Comparison) -> str:
     return f"Whether the gain over the baseline is real is not known: {gain}, and no interval."
 
 
-def _judge_lead(result: Result, sign: int) -> str:
+def _find_runner_up(result: Result, sign: int) -> Candidate | None:
+    """Returns the best candidate after the winner that has a value on each of the same new seeds.
+
+    The baseline is none. Returns None if the winner is not ahead: another rule has chosen it.
+    """
+    winner = result.winner
+    compared = []
+    for candidate in result.candidates:
+        if candidate != winner and not candidate.baseline and _has_all_values(candidate, winner):
+            compared.append(candidate)
+    if not compared or len(winner.values) < SEEDS_OF_INTERVAL:
+        return None
+    runner_up = max(compared, key=lambda candidate: sign * _mean_of(candidate))
+    if sign * (_mean_of(winner) - _mean_of(runner_up)) <= 0:
+        return None
+    return runner_up
+
+
+def _has_all_values(candidate: Candidate, winner: Candidate) -> bool:
+    """Returns whether a candidate has a value on each new seed of the winner."""
+    return len(candidate.values) == len(winner.values) and not candidate.failed_trainings
+
+
+def _judge_lead(result: Result, runner_up: Candidate, best_number: int | None, sign: int) -> str:
     """Says whether the winner's lead over the next best candidate is more than chance.
 
-    Both have the same new seeds. The noise of a training is pooled over all candidates.
+    The noise of a training is pooled over all candidates.
+
+    Args:
+        best_number: the best trial of the search.
     """
     winner = result.winner
     series = [winner.values]  # those of all candidates, which show the noise
-    compared = []
     for candidate in result.candidates:
-        has_as_many_values = len(candidate.values) == len(winner.values)
-        has_all_values = has_as_many_values and not candidate.failed_trainings
-        if candidate != winner and has_all_values:
+        if candidate != winner and _has_all_values(candidate, winner):
             series.append(candidate.values)
-            if not candidate.baseline:
-                compared.append(candidate)
-    if not compared or len(winner.values) < SEEDS_OF_INTERVAL:
-        return ""
-    runner_up = max(compared, key=lambda candidate: sign * _mean_of(candidate))
-    lead = sign * (_mean_of(winner) - _mean_of(runner_up))
-    if lead <= 0:  # another rule has chosen the winner
-        return ""
     from studyloom.winner.statistics import estimate_difference_error  # scipy takes 0.4 s
 
+    name = name_trial(runner_up)
+    if runner_up.trial == best_number:
+        name += ", the best of the search"
     error = estimate_difference_error(series)
     if error is None or error.half_interval == 0:
         return ""
     means = (
-        f"{_format_candidate(winner)} to {_format_candidate(runner_up)} on "
+        f"{_format_candidate(winner)} against {_format_candidate(runner_up)} on "
         f"{plural(len(winner.values), 'new seed')}"
     )
-    name = name_trial(runner_up)
+    lead = sign * (_mean_of(winner) - _mean_of(runner_up))
     if lead > error.half_interval:
         return f"The winner's lead over {name} ({means}) is more than chance explains."
     return f"The winner's lead over {name} ({means}) is within chance."

@@ -140,6 +140,7 @@ class Mark:
         trials: the number of the trial of each part; None for parts that are not trials.
         width: the width of the stroke in pixels; of a bar, its height on the vertical axis.
         style: `dotted`, `stepped`, `faint` or `quiet`, or several of them.
+        hint: what the page shows under the pointer, for a mark without a name; may be empty.
     """
 
     name: str
@@ -149,6 +150,7 @@ class Mark:
     trials: Sequence[int | None] = ()
     width: float = 8
     style: Sequence[str] = ()
+    hint: str = ""
 
 
 def make_trial_dots(
@@ -490,9 +492,12 @@ def make_log_scale(
     ticks = fit_labels(all_ticks, start, end, pixels)
     if len(ticks) < 2 and not is_single:  # the range lies between two round numbers
         ticks = [Tick(power, write_minus(f"{10**power:.2g}")) for power in (low, high)]
+    if title:
+        title += LOG
     return ChartScale(start, end, ticks, title, kind="tens")
 
 
+LOG = ", log"  # ends the title of an axis that is logarithmic
 SMALLEST_ERROR = 1e-4  # the distance to 1 at which an axis of the scale `unit` ends
 SMALLEST_FACTOR = 1e-12  # the value at which an axis of the scale `factors` ends
 
@@ -531,6 +536,16 @@ class Axis:
         if scale == "plain" and sign < 0 and differs_by_factors:
             scale = "factors"
         return cls(metric, scale, sign)
+
+    @property
+    def title(self) -> str:
+        """The metric, which of its values are better, and whether the axis is logarithmic."""
+        title = f"{self.metric}, less is better"
+        if self.sign > 0:
+            title = f"{self.metric}, more is better"
+        if self.scale != "plain":
+            title += LOG
+        return title
 
     def coordinate(self, value: float) -> float:
         """Returns the coordinate at which a value is drawn."""
@@ -591,10 +606,13 @@ class Axis:
         start = bottom - margin
         end = top + margin
         numbers = self.choose_numbers(low, high)
+        if self.scale == "factors" and not has_no_length:
+            # A number just beyond the best value is a measure for it.
+            numbers = self.choose_numbers(10**start, 10**end)
         coordinates = map(self.coordinate, numbers)
         all_ticks = [*map(Tick, coordinates, format_ticks(numbers, digits=6))]
         ticks = drop_overlapping(all_ticks, start, end, height, upright=True)
         kind = self.scale
         if kind == "factors":
             kind = "tens"  # so does `ChartScale` call an axis with coordinates to the base of ten
-        return ChartScale(start, end, ticks, self.metric, kind)
+        return ChartScale(start, end, ticks, self.title, kind)

@@ -327,7 +327,8 @@ def draw_history(
                 (position_on_axis - step / 2, coordinate),
                 (position_on_axis + step / 2, coordinate),
             ]
-            marks.append(make_dotted_line(ends, color="baseline", width=2.5))
+            stroke = make_dotted_line(ends, color="baseline", width=2.5)
+            marks.append(replace(stroke, hint=f"baseline, {name}"))
 
     rows = [(trial.number, format_value(_value(trial))) for trial in improvements]
     note = ""
@@ -696,6 +697,8 @@ def draw_front(stored: StoredStudy, marked: Marked, axis: Axis, table: PageTable
         better = "less"
     x = _make_cost_scale(costs, f"{cost.name}, {better} is better")
     y = axis.make_scale([trial.values[0] for trial in trials], height)
+    # The first screen ends above the title of the horizontal axis.
+    y = replace(y, title=f"{y.title}, over {cost.name}")
     points: dict[int, Point] = {}
     for trial in trials:
         value, amount = trial.values[:2]
@@ -722,7 +725,7 @@ def draw_front(stored: StoredStudy, marked: Marked, axis: Axis, table: PageTable
 def _mark_front(
     points: Mapping[int, Point], feasible: Collection[int], on_front: Collection[int]
 ) -> list[Mark]:
-    """Returns the dots of trials by cost and value, and a staircase through the Pareto front.
+    """Returns the dots of trials by cost and value, and a stepped line through the Pareto front.
 
     Args:
         points: the coordinates of all trials, by number.
@@ -735,12 +738,12 @@ def _mark_front(
     width = 8.0
     if len(points) > MANY:
         width = SMALLER * width
-    staircase = sorted(front.values())
+    corners = sorted(front.values())
     return [
-        Mark("staircase", "best", "line", [staircase], width=1.5, style=("stepped", "quiet")),
+        Mark("", "best", "line", [corners], width=1.5, style=("stepped", "quiet")),
         make_trial_dots(infeasible, color="failed", name="infeasible", shape="square"),
         make_trial_dots(beaten, color="complete", name="beaten", width=width),
-        make_trial_dots(front, color="best", name="front"),
+        make_trial_dots(front, color="best", name="front: not beaten in both"),
     ]
 
 

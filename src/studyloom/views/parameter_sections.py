@@ -71,7 +71,8 @@ def make_bars(stored: StoredStudy, parameters: RankedParameters) -> Iterator[Blo
         return
     plain_names = name_plainly(collect_names(stored.trials()))
     bars = [(plain_names[name], share) for name, share in shares.items()]
-    yield page.Part("What matters", [page.Bars(bars[:MOST_BARS])], key="matters")
+    remark = "share of what sets the best quarter of the trials apart"
+    yield page.Part("What matters", [page.Bars(bars[:MOST_BARS])], remark, key="matters")
 
 
 def render_parameters(

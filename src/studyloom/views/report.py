@@ -22,6 +22,7 @@ from studyloom.text import (
     format_duration,
     format_parameter,
     format_value,
+    plural,
     shorten,
     shorten_names,
     write_minus,
@@ -149,6 +150,21 @@ def sum_worked_seconds(trials: Iterable[FrozenTrial]) -> float:
     return sum(durations)
 
 
+def count_workers(trials: Iterable[FrozenTrial]) -> str:
+    """Says how many worker processes trained trials, such as "2 workers"; a reused one took none.
+
+    An unknown number, of trials that another program made, is "workers".
+    """
+    workers = set()
+    for trial in trials:
+        record = TrialRecord(trial)
+        if record.reused is None and record.worker is not None:
+            workers.add(record.worker)
+    if not workers:
+        return "workers"
+    return plural(len(workers), "worker")
+
+
 # The top of the report: the result in a sentence, and four facts
 
 
@@ -179,7 +195,7 @@ def make_head(
         blocks.append(Paragraph(f"The search {ending.reason}."))
     facts = (
         words.make_trials_fact(stored, snapshot),
-        words.make_best_fact(snapshot),
+        words.make_best_fact(stored, snapshot),
         make_winner_fact(progress, result),
         make_time_fact(progress, trials, is_live=is_live),
     )
@@ -230,7 +246,7 @@ def make_time_fact(
         return words.Fact("Time so far", duration, activity)
     seconds = sum_worked_seconds(trials)
     if seconds:
-        explanation.append(f"workers trained for {format_duration(seconds)}")
+        explanation.append(f"{count_workers(trials)} busy for {format_duration(seconds)} in all")
     if not progress.has_ended:
         explanation.append("no worker runs")
     return words.Fact("Took", duration, "; ".join(explanation))

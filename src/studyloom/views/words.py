@@ -15,6 +15,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from studyloom.metrics import METRICS, ObjectiveValue
+from studyloom.storage.attributes import SPACE
 from studyloom.storage.stored_study import StoredStudy, value_of
 from studyloom.storage.trial_record import INTERRUPTED, shown_state
 from studyloom.text import (
@@ -285,8 +286,8 @@ def make_trials_fact(stored: StoredStudy, snapshot: Snapshot) -> Fact:
     return Fact("Trials", format_done(snapshot), f"{hyperparameters}; {counts}")
 
 
-def make_best_fact(snapshot: Snapshot) -> Fact:
-    """Says which trial is the best of the search, and which value the baseline has there."""
+def make_best_fact(stored: StoredStudy, snapshot: Snapshot) -> Fact:
+    """Says which trial is the best of the search, and what the baseline is and has there."""
     best = snapshot.best
     if best is None:
         explanation = explain_no_best(snapshot)
@@ -296,7 +297,12 @@ def make_best_fact(snapshot: Snapshot) -> Fact:
     if baseline is not None:
         value = format_number(value_of(baseline))
         costs = format_costs(map_costs(snapshot, baseline))
-        explanation += f"; the baseline has {value}{costs}"
+        configuration = "your defaults"
+        (space,) = stored.attributes(SPACE)
+        if space is None:  # an Optuna objective, which has no defaults
+            configuration = "the first enqueued"
+        name = f"the baseline (trial {baseline.number}, {configuration})"
+        explanation += f"; {name} has {value}{costs}"
     return Fact("Best, search", format_number(value_of(best)), explanation)
 
 
@@ -475,6 +481,8 @@ def make_winner_fact(result: Result) -> Fact:
         if winner.reevaluation is not None:
             value = format_mean(winner.reevaluation)
         seeds = plural(len(winner.values), "new seed")
+        if winner.reevaluation is not None:
+            seeds = _describe_spread(winner.reevaluation, seeds)
         return Fact("Winner, re-evaluation", value, f"{name}; {seeds}, untested")
     if test.difference is not None:
         difference = describe_difference(test, with_cover=False)
@@ -483,7 +491,22 @@ def make_winner_fact(result: Result) -> Fact:
         comparison = "the baseline"
     else:
         comparison = "no baseline to compare with"
-    return Fact("Winner, test", format_mean(test.winner), f"{name}; {comparison}")
+    seeds = _describe_spread(test.winner, plural(len(test.winner.values), "seed"))
+    explanation = f"{name}; {seeds}; {comparison}"
+    return Fact("Winner, test", format_mean(test.winner), explanation)
+
+
+def _describe_spread(summary: Summary, seeds: str) -> str:
+    """Says what the `±` of a mean is, or that there is no spread, before the number of seeds.
+
+    Args:
+        seeds: the number of seeds, such as "3 new seeds".
+    """
+    if summary.is_same_for_all_seeds:
+        return f"the same with each of {seeds}"
+    if summary.std is not None and len(summary.values) > 1:
+        return f"± standard deviation of {seeds}"
+    return seeds
 
 
 def explain_decision(result: Result, budget: int, sign: int) -> Iterator[str]:

@@ -83,7 +83,7 @@ function words(point, axes) {
     const isInTable = cells.some(({ title }) => isOnAxis(title, scale));
     if (isInTable && !isAtEpoch) continue;
     cells = cells.filter(({ title }) => !isOnAxis(title, scale));
-    lines.push(`${scale.title || "value"} ${String(valueOn(scale, share)).replace("-", "−")}`);
+    lines.push(`${scale.title.split(", ")[0] || "value"} ${String(valueOn(scale, share)).replace("-", "−")}`);
   }
   lines.push(...cells.map(({ title, value }) => `${title.textContent} ${value}`));
   return lines.join("\n");
@@ -416,6 +416,8 @@ function redraw(root) {
     plot.dataset.x = JSON.stringify(byTime ? { ...drawn.x, kind: "none" } : drawn.x);
     plot.dataset.y = JSON.stringify(scale);
     readings.delete(plot);
+    const [title] = figure.querySelectorAll(".axis");
+    title.textContent = `${drawn.y.title.replace(/, log$/, "")}${isLog(scale.kind) ? ", log" : ""}`;
     figure.querySelector(".under").textContent = byTime ? "time since the first trial began" : drawn.x.title;
   }
 }
