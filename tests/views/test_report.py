@@ -225,9 +225,29 @@ def test_failures_are_listed_by_kind_with_their_messages(study_of):
         "diverged 3 × loss is nan trial 2, 3, 4 error 2 × ValueError: one trial 0, 1",
         "unexplained 1 × no reason is stored",
         "line 1 line 2",
-        "The study stopped itself, since 2 of 6 trials failed alike: ValueError: one",
+        "The study stopped itself, since 2 of 6 trials failed alike. Searched:",
+        "1e-4 to 1 ValueError: one Trials 6 of 40",
+        "Winner – none, since the study stopped itself",
     ):
         assert message in text
+
+
+def test_the_first_screen_of_a_failed_study_says_how_to_repair_it(study_of, tmp_path):
+    trials = []
+    for number in range(3):  # the numbers of the errors depend on the hyperparameters
+        attrs = {
+            FAILURE: "error",
+            REASON: f"ValueError: width {number}",
+            TRACEBACK: f"line {number}",
+        }
+        trials.append(a_trial(number, TrialState.FAIL, **attrs))
+    stored = study_of(trials)
+    stored.optuna.set_user_attr(HALTED, "ValueError: width 0")
+    page = write_report(stored, tmp_path / "a run", tmp_path).read_text()
+    head, _, rest = page.partition('<section id="failures"')
+    assert "The study stopped itself, since 3 of 3 trials failed alike." in head
+    assert f"<code>studyloom redo &#39;{tmp_path}/a run&#39; --failed</code>" in head
+    assert re.findall("<details( open)?><summary>traceback", rest) == [" open", "", ""]
 
 
 def test_two_objectives_have_a_front_and_importances_for_each(sqlite_url):

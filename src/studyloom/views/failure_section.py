@@ -14,15 +14,21 @@ from studyloom.views.page import Absent, Paragraph, Section, make_section
 MOST_MESSAGES = 10  # of one kind of failure
 
 
-def render_failures(stored: StoredStudy) -> Section:
-    """Renders the failures; the section is absent if there are none."""
-    failures: list[Block] = [*_render_failures(stored.trials())]
+def render_failures(stored: StoredStudy, *, opens_traceback: bool = False) -> Section:
+    """Renders the failures; the section is absent if there are none.
+
+    Args:
+        opens_traceback: whether the traceback of the most frequent failure is shown at once.
+    """
+    failures: list[Block] = [*_render_failures(stored.trials(), opens_traceback=opens_traceback)]
     if not failures:
         failures = [Absent("No trial has failed.")]
     return make_section("failures", failures)
 
 
-def _render_failures(trials: Sequence[FrozenTrial]) -> Iterator[page.Part]:
+def _render_failures(
+    trials: Sequence[FrozenTrial], *, opens_traceback: bool
+) -> Iterator[page.Part]:
     """Yields the failures by kind, the most frequent first.
 
     Each message has its trials and one of their tracebacks.
@@ -38,7 +44,8 @@ def _render_failures(trials: Sequence[FrozenTrial]) -> Iterator[page.Part]:
             blocks.append(Paragraph(f"trial {numbers}", "quiet"))
             traceback = _find_traceback(failed_trials)
             if traceback is not None:
-                blocks.append(page.Folded("traceback", traceback))
+                blocks.append(page.Folded("traceback", traceback, is_open=opens_traceback))
+                opens_traceback = False  # the others stay folded
         further = len(trials_by_message) - MOST_MESSAGES
         if further > 0:
             blocks.append(Paragraph(f"and {further} other messages", "quiet"))

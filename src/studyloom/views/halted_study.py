@@ -1,5 +1,6 @@
 """A study that has stopped itself: how many of its trials failed alike, where, and what to do."""
 
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,19 @@ class Halt:
     """Why a study has stopped itself.
 
     Args:
-        headline: how many trials failed alike, and with which error.
+        summary: how many trials failed alike.
+        reason: the error with which they failed.
         traceback: the end of the traceback of one of them; empty if none is stored.
     """
 
-    headline: str
+    summary: str
+    reason: str
     traceback: str = ""
+
+    @property
+    def headline(self) -> str:
+        """How many trials failed alike, and with which error."""
+        return f"{self.summary}: {self.reason}"
 
 
 def explain_halt(stored: StoredStudy) -> Halt | None:
@@ -34,20 +42,29 @@ def explain_halt(stored: StoredStudy) -> Halt | None:
         record = TrialRecord(trial)
         if trial.state.is_finished():
             ended += 1
-        if record.reason == reason:
+        if record.reason is not None and _mask_numbers(record.reason) == _mask_numbers(reason):
             alike += 1
             traceback = traceback or printable(str(record.traceback or ""))
     if ended == alike == 1:
         failures = "its first trial failed"
     else:
         failures = f"{alike} of {ended} trials failed alike"
-    return Halt(f"The study stopped itself, since {failures}: {one_line(reason)}", traceback)
+    return Halt(f"The study stopped itself, since {failures}", one_line(reason), traceback)
+
+
+def _mask_numbers(reason: str) -> str:
+    """Masks the numbers of an error, which depend on the hyperparameters: shapes, or a loss."""
+    return re.sub(r"\d+", "0", reason)
+
+
+def write_redo(run_dir: Path) -> str:
+    """Writes the command that opens the failed trials of a study again."""
+    return f"studyloom redo {shlex.quote(str(run_dir))} --failed"
 
 
 def suggest_redo(run_dir: Path) -> str:
     """Says how the failed trials are trained once their cause is fixed, as the end of an error."""
     return (
-        f"; fix it: then studyloom redo {shlex.quote(str(run_dir))} --failed opens the failed "
-        "trials, and the same command trains them, if the code has changed with "
-        "study.accept_code_change=true"
+        f"; fix it: then {write_redo(run_dir)} opens the failed trials, and the same command "
+        "trains them, if the code has changed with study.accept_code_change=true"
     )

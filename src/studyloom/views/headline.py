@@ -15,6 +15,7 @@ from studyloom.storage.stored_study import value_of
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import format_cost, one_line, plural
 from studyloom.views import words
+from studyloom.views.halted_study import Halt
 from studyloom.views.plain_names import describe_settings, format_briefly
 from studyloom.views.snapshot import Snapshot
 from studyloom.winner.result import Result, Scores
@@ -33,7 +34,9 @@ COSTS_OF_NETWORK = frozenset(COSTS)  # counted without training
 # The whole sentence
 
 
-def make_headline(snapshot: Snapshot, result: Result | None = None) -> str:
+def make_headline(
+    snapshot: Snapshot, result: Result | None = None, halt: Halt | None = None
+) -> str:
     """Describes a study in one sentence: its winner, or the best trial so far.
 
     The winner is described by its test, or else by its mean on new seeds. If it has neither, the
@@ -41,11 +44,14 @@ def make_headline(snapshot: Snapshot, result: Result | None = None) -> str:
 
     Args:
         result: the result of the study; None before there is one.
+        halt: why the study stopped itself, which the sentence says if no trial is the best.
     """
     if result is not None and result.test is not None:
         return _describe_tested(snapshot, result, result.test)
     if result is not None and result.winner.reevaluation is not None:
         return _describe_untested(snapshot, result)
+    if halt is not None and snapshot.best is None:
+        return halt.summary
     return _describe_best(snapshot)
 
 

@@ -17,6 +17,7 @@ from studyloom.errors import StudyloomError
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.text import mask_passwords, name_error, one_line
 from studyloom.views.dashboard import FurtherPage, LivePage, guarded, send_text
+from studyloom.views.halted_study import explain_halt
 from studyloom.views.headline import make_headline
 from studyloom.views.page import fill_standalone
 from studyloom.views.report_requests import ProposeChanged
@@ -134,7 +135,8 @@ class Overview:
             return StudySummary(name, trouble=mask_passwords(one_line(str(error))))
         except Exception as error:  # one study must not hide the others
             return StudySummary(name, trouble=one_line(name_error(error)))
-        sentence = begin_sentence(make_headline(progress.search, result))
+        halt = explain_halt(report.stored)
+        sentence = begin_sentence(make_headline(progress.search, result, halt))
         return StudySummary(name, sentence, progress.line)
 
     def _render(self) -> str:

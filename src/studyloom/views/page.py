@@ -85,10 +85,15 @@ class Facts(ItemsBlock[tuple[str, object]]):
 
 @dataclass(frozen=True)
 class Folded(Block):
-    """A long text, folded below its title."""
+    """A long text, folded below its title.
+
+    Args:
+        is_open: whether the page shows it unfolded at first.
+    """
 
     title: str
     text: str
+    is_open: bool = False
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,11 @@ def count_workers(trials: Iterable[FrozenTrial]) -> str:
 
 # The top of the report: the result in a sentence, and four facts
 
+REPAIR = (
+    "Fix the cause, open the failed trials again by this command, and run the study again as "
+    "before, with study.accept_code_change=true if its code has changed:"
+)
+
 
 def make_head(
     stored: StoredStudy,
@@ -175,6 +180,7 @@ def make_head(
     trials: Sequence[FrozenTrial],
     figure: Block,
     parameters: parameter_sections.RankedParameters,
+    run_dir: Path | None,
     *,
     is_live: bool = False,
 ) -> page.Head:
@@ -184,12 +190,19 @@ def make_head(
         trials: the trials of all stages.
         parameters: the hyperparameters, and how much they matter.
         figure: the first figure of the report, which the image to share contains.
+        run_dir: the folder of the study, which the command to repair it names; None if unknown.
     """
     snapshot = progress.search
     blocks: list[Block] = []
     halt = halted_study.explain_halt(stored)
+    repairs: list[advice.Advice] = []
     if halt is not None:
-        blocks.append(Paragraph(halt.headline, "bad"))
+        text = halt.headline
+        if snapshot.best is None:  # the headline says how many trials failed
+            text = halt.reason
+        blocks.append(Paragraph(text, "bad"))
+        if run_dir is not None:
+            repairs.append(advice.Advice(REPAIR, halted_study.write_redo(run_dir)))
     ending = snapshot.forecast.ending
     if ending is not None:
         blocks.append(Paragraph(f"The search {ending.reason}."))
@@ -199,14 +212,15 @@ def make_head(
         make_winner_fact(progress, result),
         make_time_fact(progress, trials, is_live=is_live),
     )
-    sentence = f"{headline.make_headline(snapshot, result)}."
+    sentence = f"{headline.make_headline(snapshot, result, halt)}."
+    sentences = advice.list_advice(stored, snapshot, result, parameters.importances)
     head = page.Head(
         name=stored.name,
         sentence=sentence,
         blocks=blocks,
         facts=facts,
         searched=searched.describe_searched(stored),
-        advice=advice.list_advice(stored, snapshot, result, parameters.importances),
+        advice=[*repairs, *sentences],
     )
     return replace(head, image=drawing.share(head, figure))
 
@@ -215,6 +229,8 @@ def make_winner_fact(progress: Progress, result: Result | None) -> words.Fact:
     """Says whether the best is real, or which stages lead to the winner."""
     if result is not None:
         return words.make_winner_fact(result)
+    if progress.halted is not None:
+        return words.Fact("Winner", "–", "none, since the study stopped itself")
     later_stages = []
     for stage in progress.stages[1:]:  # the first is the search
         later_stages.append(f"{STAGE_NAMES[stage.title]} {stage.done}/{stage.budget}")
@@ -896,7 +912,7 @@ class _ReportSource:
         first_count = 1
         if self.snapshot.costs:  # the Pareto front comes before the history
             first_count = 2
-        failures = failure_section.render_failures(self.stored)
+        failures = failure_section.render_failures(self.stored, opens_traceback=self.has_failed)
         if self.has_failed:
             yield failures
         first_section, *next_sections = search_sections[:first_count]
@@ -964,7 +980,14 @@ def read_report(
     trials = collect_trials_of_stages(stored)
     first_figure = search_sections[0].blocks[0]
     head = make_head(
-        stored, progress, result, trials, first_figure, source.parameters, is_live=is_live
+        stored,
+        progress,
+        result,
+        trials,
+        first_figure,
+        source.parameters,
+        run_dir,
+        is_live=is_live,
     )
     sections = source.render_sections(search_sections)
     return Report(head, filter(source.is_worth_showing, sections))
