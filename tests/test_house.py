@@ -47,7 +47,7 @@ DOORS = {
     "wsgiref": {"views"},
     "argparse": {"config", "commands"},
     **{key: {EXTRAS} for key in ("ray", "apprise", "onnx", "onnxruntime", "torch_pruning")},
-    **{key: {EXTRAS} for key in ("mcp", "mlflow", "tensorboard", "wandb")},
+    **{key: {EXTRAS} for key in ("mcp", "mlflow", "tensorboard", "trackio", "wandb")},
     **{key: {EXTRAS} for key in ("lightning", "transformers", "accelerate")},
 }
 NO_TORCH = ("space", "config", "storage")  # layers that know no torch

@@ -119,6 +119,10 @@ class TrialBuffer(CachedStorage):
         """Reads all trials with all attributes from the database, also while a trial is loaded."""
         return super().get_all_trials(study_id, deepcopy=False)
 
+    def read_committed(self, trial_id: int) -> FrozenTrial:
+        """Reads a trial from the database, without the changes that are not stored yet."""
+        return self._backend.get_trial(trial_id)
+
     def write(self, connection: Connection) -> None:
         """Writes the pending changes of the worker's own trial in the caller's transaction.
 

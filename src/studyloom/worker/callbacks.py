@@ -18,6 +18,13 @@ class TrialCallback:
     def __call__(self, stored: StoredStudy, trial: FrozenTrial) -> None:
         """Takes a trial that has ended, in the process of the worker that ran it."""
 
+    def report(self, stored: StoredStudy, trial_id: int) -> None:
+        """Takes a trial of which the worker has just committed a report or a renewed lease.
+
+        Args:
+            trial_id: The id of the trial in Optuna's tables.
+        """
+
     def close(self) -> None:
         """Completes what the calls have begun, at the end of the worker."""
 

@@ -103,6 +103,8 @@ class HeldTrial:
         lease = max(self.limits.lease, LEASE_FACTOR * self.longest_step)
         self._write(partial(self.stored.ledger.renew, lease=lease))
         self.stored.storage.mark_written()
+        for callback in self.callbacks:
+            callback.report(self.stored, self.trial._trial_id)
 
     def pause(self) -> None:
         """Releases the slot of a trial that waits at its rung, where trials are compared.

@@ -1,12 +1,15 @@
 """Trackers have of a study what its database has, whoever worked on it and stopped when."""
 
 import threading
+from contextlib import contextmanager
 
 import pytest
-from toy_worker import RANDOM, fresh, work
-from toys import ask
+from toy_worker import FOLDS, RANDOM, SPLIT, Killed, fresh, work
+from toys import Never, ask
 from tracked import first_line, in_database, seen_of
 
+from studyloom.data.training_data import TrainingData
+from studyloom.decisions.strategy import Strategy
 from studyloom.extras.trackers import projection
 from studyloom.extras.trackers.projection import (
     TrackedResult,
@@ -15,7 +18,10 @@ from studyloom.extras.trackers.projection import (
     describe_study,
     write_missing,
 )
+from studyloom.storage.failures import Limits
 from studyloom.storage.opening import open_study
+from studyloom.worker.stage import Stage
+from studyloom.worker.worker import Worker
 
 
 class Memory(Tracker):
@@ -130,3 +136,78 @@ def test_a_tracker_that_is_away_lacks_all_trials_until_the_next_run(stored, tmp_
         "track.mine: no answer from ␛[31mhost",
         "track.mine: may lack 3 of 3 trials; the same command writes it",
     ]
+
+
+class Live(Memory):
+    """A tracker that also keeps the curves of trials that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.curves = []
+        self.shown = threading.Semaphore(0)
+
+    def write_running(self, trial):
+        assert trial.state == "running"
+        self.curves.append([(point.epoch, point.value) for point in trial.points])
+        self.shown.release()
+
+
+class Paced(Never):
+    """Lets an epoch begin once the tracker shows the one before, and kills the worker in one."""
+
+    def __init__(self, live, last_epoch=None):
+        self.live = live
+        self.last_epoch = last_epoch
+        self.begun = 0
+
+    @contextmanager
+    def interruptible(self):
+        self.begun += 1
+        if self.begun > 1:
+            assert self.live.shown.acquire(timeout=60)
+        if self.begun == self.last_epoch:
+            raise Killed
+        yield
+
+
+def track(definition, stored, tracking, stopping):
+    """Works on the first slot of a study, with a tracker."""
+    strategy = Strategy(definition)
+    stage = Stage("search", stored, definition, strategy, 1, callbacks=(tracking,))
+    data = TrainingData(None, SPLIT, FOLDS)
+    try:
+        Worker(stage, data, stopping, None, Limits()).run()
+    finally:
+        tracking.close()
+
+
+def test_a_trial_that_runs_shows_its_committed_reports_also_after_a_kill(tmp_path, monkeypatch):
+    monkeypatch.setattr(projection, "LIVE_INTERVAL", 0.0)
+    definition = ask(*RANDOM, "train.epochs=4")
+    stored = fresh(f"sqlite:///{tmp_path}/study.db", definition, 1)
+    live = Live()
+    with pytest.raises(Killed):
+        track(definition, stored, Tracking({"mine": live}, tmp_path), Paced(live, 3))
+    assert live.trials == {}
+    assert [epoch for epoch, _ in live.curves[-1]] == [1, 2]
+    killed_after = len(live.curves)
+    track(definition, stored, Tracking({"mine": live}, tmp_path), Never())
+    (trial,) = stored.trials()
+    reports = sorted(trial.intermediate_values.items())
+    for curve in live.curves:
+        assert curve == reports[: len(curve)]
+    assert all(len(curve) >= 2 for curve in live.curves[killed_after:])
+    assert live.trials == in_database(stored)
+    stored.close()
+
+
+def test_a_short_trial_is_written_only_at_its_end_and_at_once(tmp_path):
+    """Its reports wait in the thread of the tracker, of which each has one write at most."""
+    definition = ask(*RANDOM, "train.epochs=3")
+    stored = fresh(f"sqlite:///{tmp_path}/study.db", definition, 1)
+    live = Live()
+    tracking = Tracking({"mine": live}, tmp_path)
+    track(definition, stored, tracking, Never())
+    assert live.curves == []
+    assert live.trials == in_database(stored)
+    stored.close()

@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from serving import served
 from toys import ask, compose
-from tracked import first_line, in_wandb, needs
+from tracked import Seen, first_line, in_mlflow, in_tensorboard, in_wandb, needs
 
 from studyloom.errors import ConfigError, FileError
 from studyloom.extras.trackers import MLflow, TensorBoard, WandB, mlflow
@@ -68,6 +70,101 @@ def test_the_result_is_written_again_after_a_larger_budget_changed_it(name, stud
         artifacts = {each.path for each in client.list_artifacts(parent.info.run_id)}
         assert "winner.json" in artifacts
         assert len(client.search_model_versions("name = 'model'")) == 2
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_points_of_a_trial_that_runs_are_there_once_after_kills(name, study, tmp_path):
+    """The time of a point differs between a trial that runs and one that has ended."""
+    points = [CurvePoint(epoch, "accuracy", epoch / 8, 1e9 + epoch) for epoch in (1, 2, 3)]
+    tracker = MAKERS[name](tmp_path)
+    for count in (1, 2, 2, 3):
+        if count == 2:
+            if name == "wandb":
+                import wandb
+
+                wandb.teardown()  # its service ends with the process that was killed
+            tracker = MAKERS[name](tmp_path)  # of another process
+        now = [point._replace(time=1e9 + 50 + count) for point in points[:count]]
+        trial = TrackedTrial(study, 0, "running", {"model": "mlp"}, {}, {}, now, 1e9, 0.0)
+        tracker.write_running(trial)
+        assert tracker.written(study) == set()
+    curve = Counter(("accuracy", epoch, epoch / 8) for epoch in (1, 2, 3))
+    if name == "mlflow":
+        assert in_mlflow(tracker.uri, "e")[0] == Seen({"model": "mlp"}, curve, "running", {})
+    if name == "tensorboard":
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(tmp_path / "events" / "s-abababab" / "running-0"))
+        events.Reload()
+        assert [each.step for each in events.Scalars("accuracy")] == [1, 2, 3]
+
+    losses = [CurvePoint(epoch, "loss", 1.0, 1e9 + epoch) for epoch in (1, 2, 3)]
+    all_points = sorted([*points, *losses], key=lambda point: point.epoch)
+    values = {"accuracy": 0.375}
+    params = {"model": "mlp"}
+    trial = TrackedTrial(study, 0, "complete", params, values, {}, all_points, 1e9, 1e9 + 9)
+    for _ in range(2):
+        tracker.write_trial(trial)
+    curve.update(("loss", epoch, 1.0) for epoch in (1, 2, 3))
+    seen = {
+        "mlflow": lambda: in_mlflow(tracker.uri, "e"),
+        "tensorboard": lambda: in_tensorboard(tmp_path / "events" / "s-abababab"),
+        "wandb": lambda: in_wandb(tmp_path),
+    }[name]()
+    assert seen == {0: Seen(params, curve, "complete", values)}
+    assert tracker.written(study) == {0}
+    assert [*tmp_path.rglob("running-0")] == []
+    assert [*tmp_path.glob("wandb-running/*")] == []
+
+
+class ServerRun:
+    """A run of W&B online: whoever resumes it gets the step and the summary of the server."""
+
+    def __init__(self, server):
+        self.server, self.summary, self.config = server, dict(server.summary), server.config
+        self.step = len(server.rows)
+
+    def define_metric(self, *arguments, **settings): ...
+
+    def log(self, row, step, commit):
+        assert commit
+        assert step is None or step >= self.step, "W&B ignores an earlier step"
+        self.step = self.step + 1 if step is None else step + 1
+        self.server.rows.append(row)
+        self.summary.update(row)
+        self.server.summary.update(row)
+
+    def finish(self, exit_code=0):
+        self.server.summary.update(self.summary)
+
+
+class Online(WandB):
+    """W&B online, with a server of one run in memory."""
+
+    def __init__(self, folder, server):
+        super().__init__(str(folder), "p", mode="online")
+        self.server = server
+
+    def _start_run(self, run_settings, folder):
+        return ServerRun(self.server)
+
+    def _move_run(self, run_settings, unfinished): ...
+
+
+def test_a_run_of_a_wandb_server_goes_on_after_the_last_epoch_that_it_has(study, tmp_path):
+    server = SimpleNamespace(rows=[], summary={}, config={})
+    points = [CurvePoint(epoch, "accuracy", epoch / 8, 1e9) for epoch in (1, 2, 3)]
+    for count in (2, 3):
+        now = TrackedTrial(study, 0, "running", {}, {}, {}, points[:count], 1e9, 0.0)
+        Online(tmp_path, server).write_running(now)
+    losses = [CurvePoint(epoch, "loss", 1.0, 1e9) for epoch in (1, 2, 3)]
+    all_points = sorted([*points, *losses], key=lambda point: point.epoch)
+    ended = TrackedTrial(study, 0, "complete", {}, {}, {}, all_points, 1e9, 1e9 + 9)
+    for _ in range(2):
+        Online(tmp_path, server).write_trial(ended)
+    curve = [{"epoch": epoch, "accuracy": epoch / 8} for epoch in (1, 2, 3)]
+    later = [{"epoch": epoch, "loss": 1.0} for epoch in (1, 2, 3)]
+    assert server.rows == [*curve, *later]
 
 
 # Its files may have 20 kB, as on a disk that is full then.

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,6 +20,7 @@ import yaml  # type: ignore[import-untyped]
 from studyloom.errors import FileError
 from studyloom.extras.trackers.projection import (
     PATIENCE,
+    CurvePoint,
     TrackedResult,
     TrackedStudy,
     TrackedTrial,
@@ -30,6 +31,7 @@ from studyloom.text import one_line, shorten
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric
 
 # The tags of a run: the study's uuid, the trial's number, whether the run is of a study or a trial,
 # the trial's state, the digest of a result, and the winner's number.
@@ -80,16 +82,15 @@ class MLflow(Tracker):
         self.experiment = str(experiment)
         self.register = register
         self._connection: _Connection | None = None
+        self._running: _RunningTrial | None = None  # the trial that this process runs
 
     def write_trial(self, trial: TrackedTrial) -> None:
         """Writes a trial as a run that is nested in the study's; a second call changes nothing."""
         from mlflow.entities import RunTag
 
         client = self._connect(trial.study).client
-        parent_id = self._find_or_create_study_run(trial.study)
-        tags = {"mlflow.parentRunId": parent_id, KIND: "trial", TRIAL: str(trial.number)}
-        run_name = f"trial-{trial.number}"
-        run_id = self._find_or_create_run(trial.study, run_name, tags, trial.started)
+        run_id = self._find_or_create_trial_run(trial)
+        self._running = None
         self._log_numbers(client, run_id, trial)
         # The state is written after all else: a run without it is not complete.
         final_tags = [RunTag(STATE, _text(trial.state))]
@@ -98,23 +99,42 @@ class MLflow(Tracker):
         client.log_batch(run_id, tags=final_tags)
         client.set_terminated(run_id, STATUS[trial.state], _milliseconds(trial.ended))
 
+    def write_running(self, trial: TrackedTrial) -> None:
+        """Adds the new points of a trial that runs to its run, which has the status RUNNING."""
+        client = self._connect(trial.study).client
+        running = self._running
+        if running is None or running.number != trial.number:
+            run_id = self._find_or_create_trial_run(trial)
+            running = _RunningTrial(trial.number, run_id, _read_metrics(client, run_id))
+            self._log_params(client, run_id, trial)
+        self._running = None  # after an error, what the server has is read again
+        _log_metrics(client, running.run_id, _make_metrics(trial.points), running.sent)
+        self._running = running
+
+    def _find_or_create_trial_run(self, trial: TrackedTrial) -> str:
+        """Returns the id of the run of a trial, which is nested in the study's."""
+        parent_id = self._find_or_create_study_run(trial.study)
+        tags = {"mlflow.parentRunId": parent_id, KIND: "trial", TRIAL: str(trial.number)}
+        name = f"trial-{trial.number}"
+        return self._find_or_create_run(trial.study, name, tags, trial.started)
+
     def _log_numbers(self, client: "MlflowClient", run_id: str, trial: TrackedTrial) -> None:
-        """Logs the curves, values and hyperparameters of a trial, in requests of the allowed size.
+        """Logs the curves, values and hyperparameters of a trial that the server lacks.
 
-        Each metric has the time at which the trial measured it, also when the trial is written
-        again: the server takes a metric of the same time, step and value for the same one.
+        The server has those that were logged while the trial ran, or by a process that was killed.
         """
-        from mlflow.entities import Metric, Param
+        from mlflow.entities import Metric
 
-        metrics = []
-        for point in trial.points:
-            time_of_point = _milliseconds(point.time)
-            metrics.append(Metric(valid_key(point.name), point.value, time_of_point, point.epoch))
+        metrics = _make_metrics(trial.points)
         ended = _milliseconds(trial.ended)
         for name, value in trial.values.items():
             metrics.append(Metric(valid_key(f"final/{name}"), value, ended, step=0))
-        for start in range(0, len(metrics), MAX_METRICS):
-            client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS])
+        _log_metrics(client, run_id, metrics, _read_metrics(client, run_id))
+        self._log_params(client, run_id, trial)
+
+    def _log_params(self, client: "MlflowClient", run_id: str, trial: TrackedTrial) -> None:
+        """Logs the hyperparameters of a trial, in requests of the allowed size."""
+        from mlflow.entities import Param
 
         params = [Param(valid_key(name), _text(value)) for name, value in trial.params.items()]
         for start in range(0, len(params), MAX_PARAMS):
@@ -300,6 +320,59 @@ class _Connection:
 
     client: "MlflowClient"
     experiment_id: str
+
+
+@dataclass(frozen=True)
+class _RunningTrial:
+    """A trial that this process runs, with what the server has of it.
+
+    Attributes:
+        run_id: the id of its run.
+        sent: the metrics of the run, as `_identify` names them.
+    """
+
+    number: int
+    run_id: str
+    sent: set[str]
+
+
+def _identify(metric: "Metric") -> str:
+    """Names a metric by its key, step and value: the server takes it twice if the times differ."""
+    return f"{metric.key} {metric.step} {metric.value}"
+
+
+def _make_metrics(points: Sequence[CurvePoint]) -> "list[Metric]":
+    """Makes a metric of each point of the curves of a trial."""
+    from mlflow.entities import Metric
+
+    metrics = []
+    for point in points:
+        time_of_point = _milliseconds(point.time)
+        metrics.append(Metric(valid_key(point.name), point.value, time_of_point, point.epoch))
+    return metrics
+
+
+def _read_metrics(client: "MlflowClient", run_id: str) -> set[str]:
+    """Returns the metrics of a run, as `_identify` names them."""
+    names = set()
+    for key in client.get_run(run_id).data.metrics:
+        for metric in client.get_metric_history(run_id, key):
+            names.add(_identify(metric))
+    return names
+
+
+def _log_metrics(
+    client: "MlflowClient", run_id: str, metrics: "Sequence[Metric]", sent: set[str]
+) -> None:
+    """Logs the metrics that the server lacks, in requests of the allowed size.
+
+    Args:
+        sent: those that it has, as `_identify` names them; the new ones are added.
+    """
+    unsent = [metric for metric in metrics if _identify(metric) not in sent]
+    for start in range(0, len(unsent), MAX_METRICS):
+        client.log_batch(run_id, metrics=unsent[start : start + MAX_METRICS])
+    sent.update(_identify(metric) for metric in unsent)
 
 
 @cache

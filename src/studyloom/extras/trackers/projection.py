@@ -4,6 +4,9 @@ A trial that has ended is written to each tracker as a run of a fixed id, from w
 worker that ran it does this in a thread, so training never waits; the command does it at its end
 for every trial that a tracker lacks, since a worker may have been killed or the tracker away. A
 trial is written at least once; a second write reaches the same run.
+
+While a trial runs, the thread also writes the reports that the worker has committed, so that the
+tracker shows its curve.
 """
 
 import importlib.util
@@ -21,7 +24,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.config.build import build
 from studyloom.config.values import describe_error
@@ -46,6 +49,7 @@ RESULT_FILES = (
 FILES_WITHOUT_WINNER = ("best.yaml", "report.html")
 WORKER_PATIENCE = 30.0  # seconds that a worker waits for each of its trackers at its end
 PATIENCE = 300.0  # seconds that a command waits at its end for a tracker that sets no `patience`
+LIVE_INTERVAL = 5.0  # seconds between two writes of a trial that runs, and before the first one
 SILENT_WAIT = 2.0  # seconds that a command waits before a message says so
 UNKNOWN_EPOCH_SECONDS = 0.001  # a short time, so that the points of a curve stay in order
 MAX_REASON_LENGTH = 300  # characters of an error in the log
@@ -88,15 +92,16 @@ class CurvePoint(NamedTuple):
 
 @dataclass(frozen=True)
 class TrackedTrial:
-    """Describes a trial that has ended to trackers.
+    """Describes a trial to trackers, which has ended or runs.
 
     Attributes:
-        state: complete, pruned or failed.
+        state: complete, pruned, failed or running.
         params: by their path, such as optimizer.lr.
         values: by name: the metric, its standard error, and the costs of the network.
         facts: worker, baseline, failure and reason, where they are known.
-        points: the learning curves.
+        points: the learning curves; while the trial runs, only that of the metric.
         started: seconds since the epoch, as is `ended`.
+        ended: 0 while it runs.
     """
 
     study: TrackedStudy
@@ -145,6 +150,14 @@ class Tracker(ABC):
     @abstractmethod
     def write_result(self, result: TrackedResult) -> None:
         """Writes the result of a study, instead of an earlier one."""
+
+    def write_running(self, trial: TrackedTrial) -> None:  # noqa: B027 - not every tracker has it
+        """Writes the curve of a trial that runs, with the points of earlier calls and new ones.
+
+        The same process or, after a kill, another one calls it again for the trial: each point must
+        then be there once. `write_trial` follows when the trial has ended. A tracker that does not
+        override it shows only trials that have ended.
+        """
 
     def written(self, study: TrackedStudy) -> Collection[int]:
         """Returns the numbers of the trials of which it has the whole run, as far as it knows.
@@ -272,17 +285,47 @@ class Tracking(TrialCallback):
         self.trackers = trackers
         self.run_dir = run_dir
         self._feeds: dict[str, Feed] = {}  # of this process, from its first trial on
+        self._running: _RunningTrial | None = None  # the trial of this process
 
     def __call__(self, stored: StoredStudy, trial: FrozenTrial) -> None:
         """Has a thread for each tracker write a trial that has ended."""
+        self._leave_running_trial()
         tracked_study = describe_study(stored, self.run_dir)
         tracked_trial = describe_trial(trial, stored, tracked_study)
         for name, tracker in self.trackers.items():
-            if name not in self._feeds:
-                self._feeds[name] = Feed(f"track.{name}")
-            self._feeds[name].put(partial(tracker.write_trial, tracked_trial))
+            self._feed(name).put(partial(tracker.write_trial, tracked_trial))
+
+    def report(self, stored: StoredStudy, trial_id: int) -> None:
+        """Has a thread for each tracker write the committed reports of a trial that runs.
+
+        The thread first waits until the last write is LIVE_INTERVAL old. A tracker for which a
+        write of the trial already waits gets no second one: that write has this report too.
+        """
+        running = self._running
+        if running is None or running.trial_id != trial_id:
+            self._leave_running_trial()
+            study = describe_study(stored, self.run_dir)
+            running = _RunningTrial(stored, study, trial_id)
+            self._running = running
+        for name, tracker in self.trackers.items():
+            if name not in running.waiting:
+                running.waiting.add(name)
+                self._feed(name).put(partial(running.write, name, tracker))
+
+    def _leave_running_trial(self) -> None:
+        """Ends the writes of the trial that this process has run: it has ended, or was left."""
+        if self._running is not None:
+            self._running.is_left.set()
+        self._running = None
+
+    def _feed(self, name: str) -> Feed:
+        """Returns the thread of a tracker, which is started if this process has none yet."""
+        if name not in self._feeds:
+            self._feeds[name] = Feed(f"track.{name}")
+        return self._feeds[name]
 
     def close(self) -> None:
+        self._leave_running_trial()
         for feed in self._feeds.values():
             feed.close(WORKER_PATIENCE)
         self._feeds.clear()
@@ -293,6 +336,42 @@ class Tracking(TrialCallback):
         if ended:
             result = describe_result(stored, self.run_dir)
         write_missing(stored, self.trackers, self.run_dir, result)
+
+
+class _RunningTrial:
+    """The trial that this process runs, of which the threads of trackers write the reports.
+
+    Attributes:
+        trial_id: the id of the trial in Optuna's tables.
+        waiting: the names of the trackers for which a write waits in their thread.
+        is_left: set once the process has ended or left the trial. Nothing more is written then.
+    """
+
+    def __init__(self, stored: StoredStudy, study: TrackedStudy, trial_id: int) -> None:
+        self.trial_id = trial_id
+        self.waiting: set[str] = set()
+        self.is_left = threading.Event()
+        self._stored = stored
+        self._study = study
+        # When each tracker was written last; before its first write, when the trial reported first.
+        self._last_writes: dict[str, float] = {}
+        self._first_report = time.monotonic()
+
+    def write(self, name: str, tracker: Tracker) -> None:
+        """Writes the trial to a tracker, from the database, once LIVE_INTERVAL has passed."""
+        due = self._last_writes.get(name, self._first_report) + LIVE_INTERVAL
+        was_left = self.is_left.wait(max(0.0, due - time.monotonic()))
+        self.waiting.discard(name)  # before the read: a later report needs another write
+        if was_left:
+            return
+        try:
+            trial = self._stored.storage.read_committed(self.trial_id)
+            has_several_jobs = TrialRecord(trial).planned_jobs is not None
+            # Reports of several jobs, such as folds, are no points of the curve of epochs.
+            if trial.state == TrialState.RUNNING and not has_several_jobs:
+                tracker.write_running(describe_trial(trial, self._stored, self._study))
+        finally:
+            self._last_writes[name] = time.monotonic()
 
 
 def make_tracking(section: Any, run_dir: Path) -> Tracking:
@@ -430,8 +509,14 @@ def describe_study(stored: StoredStudy, run_dir: Path) -> TrackedStudy:
 
 
 def describe_trial(trial: FrozenTrial, stored: StoredStudy, study: TrackedStudy) -> TrackedTrial:
-    """Makes the description of an ended trial for trackers."""
+    """Makes the description of a trial for trackers."""
     record = TrialRecord(trial)
+    if trial.state.is_finished():
+        state = record.outcome
+        points = [*curve_points(trial, stored.metric)]
+    else:
+        state = "running"
+        points = [*_report_points(trial, stored.metric)]
     values = {}
     # A trial that has failed has no values.
     for objective, value in zip(stored.objectives, trial.values or (), strict=False):
@@ -453,11 +538,11 @@ def describe_trial(trial: FrozenTrial, stored: StoredStudy, study: TrackedStudy)
     return TrackedTrial(
         study=study,
         number=trial.number,
-        state=record.outcome,
+        state=state,
         params=dict(trial.params),
         values=values,
         facts=facts,
-        points=list(curve_points(trial, stored.metric)),
+        points=points,
         started=_to_seconds(trial.datetime_start),
         ended=_to_seconds(trial.datetime_complete),
     )
@@ -490,6 +575,16 @@ def curve_points(trial: FrozenTrial, metric: str) -> Iterator[CurvePoint]:
                 continue
             if isinstance(value, int | float):
                 yield CurvePoint(number, name, float(value), time_of_epoch)
+
+
+def _report_points(trial: FrozenTrial, metric: str) -> Iterator[CurvePoint]:
+    """Yields the reports of the metric of a trial that runs, which are stored at once.
+
+    Its other quantities are stored at the end. The time of a report is not stored; it is now.
+    """
+    now = time.time()
+    for step, value in sorted(trial.intermediate_values.items()):
+        yield CurvePoint(step, metric, value, now)
 
 
 def describe_result(stored: StoredStudy, run_dir: Path) -> TrackedResult:

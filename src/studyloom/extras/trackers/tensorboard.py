@@ -3,7 +3,8 @@
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 class TensorBoard(Tracker):
     """Writes DIR/STUDY-UUID/trial-N for each trial, and DIR/STUDY-UUID/result.
 
+    While trial N runs, its curve is in running-N. Each process that runs the trial writes that
+    folder anew, so that no point is there twice.
+
     Args:
         dir: the folder for `tensorboard --logdir`.
     """
@@ -31,6 +35,7 @@ class TensorBoard(Tracker):
     def __init__(self, dir: str) -> None:
         require("tensorboard")
         self.dir = Path(dir)
+        self._running: _RunningFolder | None = None  # of the trial that this process runs
 
     def write_trial(self, trial: TrackedTrial) -> None:
         """Writes a trial as a folder of event files: its curves, state, and hyperparameters."""
@@ -44,6 +49,37 @@ class TensorBoard(Tracker):
                 writer.add_scalar(printable(point.name), point.value, point.epoch, point.time)
             writer.add_text("state", _as_code(lines), global_step=0, walltime=trial.ended)
             writer.add_hparams(params, values, run_name=".", global_step=0)
+        self._close_running()
+        shutil.rmtree(self._running_folder(trial), ignore_errors=True)
+
+    def write_running(self, trial: TrackedTrial) -> None:
+        """Adds the new points of a trial that runs to its folder running-N."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = self._running_folder(trial)
+        with _quiet_threads():
+            if self._running is None or self._running.folder != folder:
+                self._close_running()
+                shutil.rmtree(folder, ignore_errors=True)
+                self._running = _RunningFolder(folder, SummaryWriter(str(folder)))
+            running = self._running
+            for point in trial.points:
+                if point.epoch > running.last_epoch:
+                    name = printable(point.name)
+                    running.writer.add_scalar(name, point.value, point.epoch, point.time)
+                    running.last_epoch = point.epoch
+            running.writer.flush()
+
+    def _running_folder(self, trial: TrackedTrial) -> Path:
+        return self._folder(trial.study) / f"running-{trial.number}"
+
+    def _close_running(self) -> None:
+        """Closes the files of the trial that this process has run; an error loses nothing."""
+        running = self._running
+        self._running = None
+        if running is not None:
+            with _quiet_threads(), suppress(OSError):
+                running.writer.close()
 
     def write_result(self, result: TrackedResult) -> None:
         lines = [f"trial {result.trial}"]
@@ -82,6 +118,19 @@ class TensorBoard(Tracker):
                 raise OSError(error.errno, error.strerror, str(self.dir)) from error
             shutil.rmtree(folder / name, ignore_errors=True)
             shutil.move(unfinished, folder / name)
+
+
+@dataclass
+class _RunningFolder:
+    """The folder of a trial that runs, with its writer of event files.
+
+    Attributes:
+        last_epoch: the last epoch whose points it has.
+    """
+
+    folder: Path
+    writer: "SummaryWriter"
+    last_epoch: int = -1
 
 
 @contextmanager

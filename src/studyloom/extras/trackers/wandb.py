@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,6 +14,7 @@ from typing import Any
 
 from studyloom.extras.trackers.projection import (
     PATIENCE,
+    CurvePoint,
     TrackedResult,
     TrackedStudy,
     TrackedTrial,
@@ -23,6 +24,7 @@ from studyloom.extras.trackers.projection import (
 from studyloom.text import one_line
 
 EPOCH = "epoch"
+STATE = "state"  # in the summary of a run, of the trial; written after its curves
 # The variable with which W&B hands its service on to child processes. The second of its parts is
 # the pid of the process that started the service.
 SERVICE = "WANDB_SERVICE"
@@ -42,6 +44,20 @@ class _RunSettings:
     name: str
     kind: str
     has_failed: bool = False
+
+
+@dataclass
+class _RunningTrial:
+    """A trial that this process runs, with its run of W&B.
+
+    Attributes:
+        run: the run, of the type `wandb.Run`.
+        last_epoch: the last epoch whose points the run has.
+    """
+
+    run_id: str
+    run: Any
+    last_epoch: int
 
 
 class WandB(Tracker):
@@ -69,36 +85,60 @@ class WandB(Tracker):
         self.project = str(project)
         self.mode = str(mode)
         self.entity = entity
+        self._running: _RunningTrial | None = None  # the trial that this process runs
 
     def write_trial(self, trial: TrackedTrial) -> None:
         """Writes a trial as a run; the same trial written again is the same run."""
 
         def write(run: Any) -> None:
             """Writes the hyperparameters, the facts, the curves and the values of the trial."""
-            config = {name: _plain(value) for name, value in trial.params.items()}
-            for name, text in trial.facts.items():
-                config[f"studyloom.{name}"] = one_line(text)
-            run.config.update(config, allow_val_change=True)
-            run.define_metric(EPOCH)
-            run.define_metric("*", step_metric=EPOCH)
-            for epoch, points in groupby(trial.points, attrgetter("epoch")):
-                numbers = {EPOCH: epoch}
-                for point in points:
-                    numbers[one_line(point.name)] = point.value
-                run.log(numbers, step=epoch)
-            summary: dict[str, object] = {"state": trial.state}
+            _begin_curves(run, trial)
+            _log_points(run, _find_unsent(run, trial))
+            summary: dict[str, object] = {STATE: trial.state}
             for name, value in trial.values.items():
                 summary[f"final/{one_line(name)}"] = value
             run.summary.update(summary)
 
-        settings = _RunSettings(
-            trial.study,
-            run_id=f"{trial.study.uuid}-{trial.number}",
-            name=f"trial-{trial.number}",
-            kind="trial",
-            has_failed=trial.state == "failed",
-        )
+        self._close_running()
+        settings = _describe_run(trial)
         self._write(write, settings)
+        shutil.rmtree(self._running_folder(settings), ignore_errors=True)
+
+    def write_running(self, trial: TrackedTrial) -> None:
+        """Adds the new points of a trial that runs to its run, below the folder wandb-running.
+
+        Each process that runs the trial writes that folder anew. A run of the server goes on after
+        the last epoch that the server has.
+        """
+        if self.mode == "disabled":
+            return
+        settings = _describe_run(trial)
+        running = self._running
+        if running is None or running.run_id != settings.run_id:
+            self._close_running()
+            folder = self._running_folder(settings)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            run = self._start_run(settings, str(folder))
+            _begin_curves(run, trial)
+            running = _RunningTrial(settings.run_id, run, _read_last_epoch(run))
+        self._running = None  # after an error, the run begins anew
+        unsent = [point for point in trial.points if point.epoch > running.last_epoch]
+        _log_points(running.run, unsent)
+        if unsent:
+            running.last_epoch = unsent[-1].epoch
+        self._running = running
+
+    def _running_folder(self, settings: "_RunSettings") -> Path:
+        return self.dir / "wandb-running" / settings.run_id
+
+    def _close_running(self) -> None:
+        """Ends the run of the trial that this process has run, if it has one that goes on."""
+        running = self._running
+        self._running = None
+        if running is not None:
+            with suppress(Exception):  # the service that has died cannot end as it should
+                running.run.finish()
 
     def write_result(self, result: TrackedResult) -> None:
         """Writes a result as a run of its own; a later result of the study is the same run."""
@@ -213,6 +253,64 @@ class WandB(Tracker):
             for earlier_folder in runs.glob(pattern):
                 shutil.rmtree(earlier_folder)
             shutil.move(folder, runs / folder.name)
+
+
+def _describe_run(trial: TrackedTrial) -> _RunSettings:
+    """Returns the settings of the run of a trial."""
+    return _RunSettings(
+        trial.study,
+        run_id=f"{trial.study.uuid}-{trial.number}",
+        name=f"trial-{trial.number}",
+        kind="trial",
+        has_failed=trial.state == "failed",
+    )
+
+
+def _begin_curves(run: Any, trial: TrackedTrial) -> None:
+    """Writes the hyperparameters and facts of a trial; makes the epoch the axis of its curves."""
+    config = {name: _plain(value) for name, value in trial.params.items()}
+    for name, text in trial.facts.items():
+        config[f"studyloom.{name}"] = one_line(text)
+    run.config.update(config, allow_val_change=True)
+    run.define_metric(EPOCH)
+    run.define_metric("*", step_metric=EPOCH)
+
+
+def _read_last_epoch(run: Any) -> int:
+    """Returns the last epoch that a run of the server has; -1 for a new run, as any offline."""
+    return int(run.summary.get(EPOCH, -1))
+
+
+def _find_unsent(run: Any, trial: TrackedTrial) -> list[CurvePoint]:
+    """Returns the points of an ended trial that its run lacks.
+
+    A run of the server goes on with the summary that it has there: the last epoch that was logged,
+    and at the end the state of the trial. While a trial runs, only its metric is logged.
+    """
+    if run.summary.get(STATE) is not None:
+        return []
+    metric = next(iter(trial.study.objectives), None)
+    last_epoch = _read_last_epoch(run)
+    unsent = []
+    for point in trial.points:
+        if point.name != metric or point.epoch > last_epoch:
+            unsent.append(point)
+    return unsent
+
+
+def _log_points(run: Any, points: Sequence[CurvePoint]) -> None:
+    """Logs points of the curves of a trial, those of an epoch together.
+
+    W&B's own step is the epoch, unless the run has a later step: W&B would ignore the points.
+    """
+    for epoch, points_of_epoch in groupby(points, attrgetter("epoch")):
+        numbers: dict[str, object] = {EPOCH: epoch}
+        for point in points_of_epoch:
+            numbers[one_line(point.name)] = point.value
+        step = None
+        if epoch >= run.step:
+            step = epoch
+        run.log(numbers, step=step, commit=True)
 
 
 def _forget_inherited_service() -> None:
