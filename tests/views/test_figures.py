@@ -186,7 +186,9 @@ def test_the_history_has_the_values_of_the_baseline_on_new_seeds(searched):
     test = {"winner": {"mean": 0.96}, "baseline": {"mean": 0.93}}
     result = result_of(winner=won, candidates=[baseline, won], test=test)
     figure = draw_history(trials, marked(trials[37], trials[0]), AXIS, result)
-    lines = [mark.parts[0] for mark in figure.marks if mark.color == "baseline"]
+    baselines = [mark for mark in figure.marks if mark.color == "baseline"]
+    assert [mark.hint for mark in baselines] == ["", "baseline, re-evaluation", "baseline, test"]
+    lines = [mark.parts[0] for mark in baselines]
     search, reevaluation, final = [(ends[0][0], ends[1][0], ends[0][1]) for ends in lines]
     assert [y for _, _, y in (search, reevaluation, final)] == [
         AXIS.coordinate(value) for value in (0.9, 0.91, 0.93)

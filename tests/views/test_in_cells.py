@@ -83,7 +83,7 @@ def test_before_a_result_a_study_shows_the_search_and_its_history(searched, stud
     assert rows_of(body)[0][:3] == ["", "trial", "search"]
     (figure,) = body.iter(f"{SVG}svg")
     texts = [text.text for text in figure.iter(f"{SVG}text")]
-    assert {"accuracy", "trial", "best so far", "baseline"} <= {*texts}
+    assert {"accuracy, more is better, log", "trial", "best so far", "baseline"} <= {*texts}
 
 
 def test_a_study_without_a_value_shows_its_counts(study_of):

@@ -129,6 +129,14 @@ def test_the_first_screen_has_the_sentence_four_facts_and_a_figure(searched):
             assert rows["data"].endswith("SHA-256 sha…")
 
 
+def test_a_share_of_0_percent_has_no_bar():
+    shares = pages.Bars([("lr", 0.996), ("width", 0.004)])
+    section = pages.Section("importances", "Importances", [shares])
+    page = pages.render_report(pages.Head("toy", "A sentence.", []), [section])
+    bars = re.findall(r'<div class="bar">(?:<i style="width:([^"]*)%"></i>)?</div>', page)
+    assert bars == ["99.6", ""]
+
+
 def test_the_time_of_workers_says_how_many_they_were():
     trials = [a_trial(0, worker="a"), a_trial(1, worker="b"), a_trial(2, worker="a")]
     reused = a_trial(3, worker="c", reused="re-evaluation 0")
@@ -503,7 +511,10 @@ def test_the_history_is_by_time_and_on_another_axis_on_request(study_of, open_pa
     assert page.locator("#search .x-label").last.inner_text().endswith(" s")
     assert page.locator("#search .under").inner_text() == "time since the first trial began"
     assert log.get_attribute("aria-pressed") == "true", "the axis of an accuracy"
+    title = page.locator("#search .axis").first
+    assert title.inner_text() == "accuracy, more is better, log"
     log.click()
+    assert title.inner_text() == "accuracy, more is better"
     y = places("y")
     assert (y[0] - y[1]) / (y[1] - y[3]) == pytest.approx(0.4 / 0.09, abs=0.1), "linear"
     plot.focus()

@@ -451,6 +451,8 @@ def render_history(
     winner = ""
     if result is not None and result.winner.reevaluation is not None:
         winner = " The winner's means on new seeds, with their standard errors, are at the right."
+        if result.baseline_values_after_search(axis.metric):
+            winner += " A short dotted line there is the baseline's mean on the same seeds."
     better = "Lower"
     if axis.sign > 0:
         better = "Higher"
