@@ -1,5 +1,6 @@
 """`studyloom tune` on twelve scripts that nobody has written for it, and under kills."""
 
+import contextlib
 import json
 import shlex
 import subprocess
@@ -17,6 +18,7 @@ from projects import SCRIPT, write_project
 from runs import Run, kill
 from scripts_to_tune import CONVERTED_SWEEPS, LINES, copy_scripts
 
+from studyloom.extras.adopt.wandb_folder import read_wandb_folder
 from studyloom.extras.integrations.script import ScriptOutput
 
 pytestmark = pytest.mark.chaos
@@ -230,3 +232,67 @@ def test_a_tuned_script_gives_the_same_trials_through_kills(killed, tmp_path):
         assert f"{TRIALS + 2} of {TRIALS + 2} trials" in printed, "more trials continue"
     finally:
         kill(run.processes())
+
+
+LOGGED_TRIALS = 20
+
+
+def curve_of_wandb(run, trial):
+    """Returns the steps and values that W&B's own offline run of a trial's script has."""
+    folder = run.cwd / f"by-hand-{trial.number}"
+    folder.mkdir()
+    layers = json.loads(trial.params["params.layers"])
+    parameters = {"lr": {"value": trial.params["params.lr"]}, "layers": {"value": layers}}
+    (folder / "parameters.yaml").write_text(yaml.safe_dump({"wandb_version": 1} | parameters))
+    variables = {
+        "WANDB_MODE": "offline",
+        "WANDB_DIR": str(folder),
+        "WANDB_SWEEP_PARAM_PATH": str(folder / "parameters.yaml"),
+    }
+    command = [sys.executable, "logged.py"]
+    subprocess.run(command, cwd=run.cwd, env=environment(**variables), check=True)
+    (record,) = read_wandb_folder(folder).records
+    return dict(enumerate(record.values["val_loss"], start=1))
+
+
+def test_a_script_with_wandb_config_has_its_curve_through_kills(tmp_path):
+    pytest.importorskip("wandb")
+    project = copy_scripts(tmp_path / "project")
+    gate = tmp_path / "gate"
+    script = project / "logged.py"
+    waiting = (
+        f"    while epoch == 3 and not os.path.exists({str(gate)!r}):\n        time.sleep(0.05)\n"
+    )
+    text = script.read_text().replace(
+        "import wandb\n", "import os\nimport time\n\nimport wandb\n", 1
+    )
+    script.write_text(text.replace("    loss =", f"{waiting}    loss ="))
+    run = Tuned(project, "logged", "--sweep", "sweeps/logged.yaml")
+    run.trials = LOGGED_TRIALS
+    remote_addresses = set()
+
+    def both_wait():
+        for pid in run.processes():
+            with contextlib.suppress(psutil.Error):
+                for connection in psutil.Process(pid).net_connections("inet"):
+                    if connection.raddr:
+                        remote_addresses.add(connection.raddr.ip)
+        return log_of(run).count("W&B step 1 ") == 2
+
+    try:
+        process = run.start(trials=LOGGED_TRIALS)
+        until(both_wait, 120)
+        wrapped = [pid for pid in run.processes() if "sweep_run" in command_line(pid)]
+        kill([psutil.Process(wrapped[0]).ppid()])
+        gate.touch()
+        assert f"{LOGGED_TRIALS} of {LOGGED_TRIALS} trials" in run.end(process, 0, 300)
+        assert remote_addresses <= {"127.0.0.1", "::1"}
+        first, *_, last = run.stored().trials()
+        for trial in (first, last):
+            assert trial.intermediate_values == curve_of_wandb(run, trial)
+    finally:
+        kill(run.processes())
+
+
+def command_line(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()

@@ -1,6 +1,7 @@
 """W&B sweep files: what each key becomes, and which keys have no counterpart."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,11 @@ import yaml
 from scripts_to_tune import CONVERTED_SWEEPS, copy_scripts
 
 from studyloom.errors import ConfigError
+from studyloom.extras.adopt.wandb_folder import HistoryRow
+from studyloom.extras.tune import sweep_run
 from studyloom.extras.tune.sweep_file import parse_sweep
 from studyloom.extras.tune.sweep_parameters import ParameterReader
-from studyloom.extras.tune.sweep_run import collect_parameters
+from studyloom.extras.tune.sweep_run import LoggedValues, collect_parameters
 
 
 @pytest.fixture(autouse=True)
@@ -234,6 +237,37 @@ def test_the_parameters_of_a_trial_have_the_types_of_the_file():
         "hidden": [64, 64],
         "loader": {"shuffle": True, "workers": 2},
     }
+
+
+def test_a_script_that_uses_wandb_is_read_by_what_it_logs():
+    search = convert("logged")
+    wrapper = "-m studyloom.extras.tune.sweep_run --logged val_loss sweeps/logged.yaml lr={lr}"
+    assert wrapper in " ".join(search.command)
+    line = "W&B step 3 val_loss=0.25"
+    assert re.search(search.value, line)["value"] == "0.25"
+    assert re.search(search.step, line)["step"] == "3"
+    assert not re.search(search.value, "W&B step 3 train_val_loss=0.25")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "step"), [({"epoch": 2.0}, 2), ({"epoch": 0.5}, 7), ({}, 7), ({"epoch": -1.0}, 7)]
+)
+def test_the_step_of_a_logged_value_is_its_epoch_or_that_of_wandb(
+    numbers, step, capsys, monkeypatch
+):
+    rows = [HistoryRow(7, numbers | {"loss": 0.1})]
+    monkeypatch.setattr(sweep_run, "read_history", lambda path: rows)
+    file = Path("wandb", "run-1", "run-1.wandb")
+    file.parent.mkdir(parents=True)
+    file.touch()
+    values = LoggedValues("loss", Path())
+    values.print_new()
+    values.print_new()
+    values.end()
+    assert capsys.readouterr().out == f"W&B step {step} loss=0.1\n"
+    values.name = "acc"
+    values.end()
+    assert "wandb.log has logged no acc; it has logged" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", CONVERTED_SWEEPS)

@@ -66,6 +66,7 @@ FIXED_64 = 1
 BYTES = 2
 FIXED_32 = 5
 
+STEP = "_step"
 INTERNAL = "_"  # begins the names that W&B gives itself, such as `_step` and `_wandb`
 NUMBERS_IN_QUOTES = ("NaN", "Infinity", "-Infinity")  # JSON has no such numbers
 
@@ -164,6 +165,43 @@ def read_wandb_folder(path: Path) -> WandbFolder:
     if len(files) > MAX_RUNS:
         raise folder.error(f"it holds more than {MAX_RUNS:,} runs; move some elsewhere")
     return folder
+
+
+@dataclass(frozen=True)
+class HistoryRow:
+    """The numbers of one step in the history of a run, which `wandb.log` adds to.
+
+    Attributes:
+        step: as W&B counts them, from 0.
+        numbers: by their names.
+    """
+
+    step: int
+    numbers: Mapping[str, float]
+
+
+def read_history(path: Path) -> list[HistoryRow]:
+    """Reads the history in the file of a run, which may still be written: as far as it goes.
+
+    Raises:
+        ValueError: the file is no run of W&B, or its first bytes are not written yet.
+        OSError: it cannot be read.
+    """
+    rows: list[HistoryRow] = []
+    with open_regular(path) as file:
+        for record in _read_records(file):
+            for message in _read_messages(record, HISTORY):
+                rows.append(HistoryRow(_read_step(message, len(rows)), _read_numbers(message)))
+    return rows
+
+
+def _read_step(message: bytes, default: int) -> int:
+    """Returns the step of a history; the default without one."""
+    for item in _read_messages(message, ITEM):
+        names = [name.decode() for name in _read_messages(item, NESTED_KEY)]
+        if names == [STEP] or _read_text(item, KEY) == STEP:
+            return int(json.loads(_read_text(item, VALUE_JSON)))
+    return default
 
 
 def _find_files(path: Path) -> list[Path]:

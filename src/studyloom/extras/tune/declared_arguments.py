@@ -21,6 +21,7 @@ READERS = re.compile(
     r"|getopt|configargparse|plac|pyrallis|draccus|cyclopts|defopt|sys\.argv|argv|HfArgumentParser"
     r"|LightningCLI|from_cli|exec|environ|getenv)\b"
 )
+WANDB = re.compile(r"\bwandb\b|\bWandbLogger\b")
 TYPES: Mapping[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
 
 
@@ -64,6 +65,7 @@ class ScriptArguments:
         parsers: the variable of the parser of each subcommand, by the subcommand's name.
         is_configured: whether --key=value sets constants of the script, as by nanoGPT's
             configurator.py.
+        uses_wandb: whether the script or a module of its project names W&B's package.
     """
 
     declared: list[DeclaredArgument] = field(default_factory=list)
@@ -71,6 +73,7 @@ class ScriptArguments:
     constants: dict[str, Constant] = field(default_factory=dict)
     parsers: dict[str, str] = field(default_factory=dict)
     is_configured: bool = False
+    uses_wandb: bool = False
 
     def find(self, name: str, command_line: Sequence[str] = ()) -> DeclaredArgument | None:
         """Returns the declaration of an argument; None if there is none, or if it is ambiguous.
@@ -118,6 +121,8 @@ def read_arguments(script: Path, command_line: Sequence[str] = ()) -> ScriptArgu
     arguments = ScriptArguments()
     for path in _find_modules(script):
         source = path.read_text(encoding="utf-8", errors="replace")
+        if WANDB.search(source) is not None:
+            arguments.uses_wandb = True
         with suppress(SyntaxError, ValueError):  # a ValueError: it has a zero byte
             _ModuleReader(path, source, arguments).read(is_script=path == script)
     for word in command_line:

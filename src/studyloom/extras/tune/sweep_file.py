@@ -66,6 +66,7 @@ FORMS: Mapping[str, ArgumentForm] = {
 }
 
 
+LOGGED = "W&B"  # begins the lines with values that the script has logged by W&B
 JSON_FORMS = ("args_json", "args_json_file")  # which `sweep_run` fills in
 
 
@@ -160,12 +161,21 @@ class _SweepParser:
                 values = replace(values, items=texts, default=format_item(values.default))
             flag = self.flags.get(placeholder, ())
             hyperparameters.append(Hyperparameter(placeholder, values, flag))
+        logged = ""  # the metric, if W&B logs it
+        value = ""
+        step = None
+        if arguments.uses_wandb:
+            logged = str(name)
+            value = rf"^{LOGGED} step \d+ {re.escape(logged)}=(?P<value>\S+)$"
+            step = rf"^{LOGGED} step (?P<step>\d+) "
         search = Search(
             name=self._make_name(program),
-            command=self._wrap(self._add_seed(command, arguments)),
+            command=self._wrap(self._add_seed(command, arguments), logged),
             hyperparameters=hyperparameters,
             metric=str(name),
             direction=direction,
+            value=value,
+            step=step,
             trials=trials,
             settings=settings,
         )
@@ -353,12 +363,19 @@ class _SweepParser:
                 return [*command, f"{option}={{seed}}"]
         return command
 
-    def _wrap(self, command: list[str]) -> list[str]:
-        """Returns the command within `sweep_run`, which gives it what only a file can have."""
-        if not self.needs_json:
+    def _wrap(self, command: list[str], logged: str) -> list[str]:
+        """Returns the command within `sweep_run`, which gives it what only a file can have.
+
+        Args:
+            logged: the metric that `sweep_run` reads in W&B's offline file; "" for none.
+        """
+        if not self.needs_json and not logged:
             return command
         file = escape_braces(os.path.relpath(self.path))
-        wrapper = [find_python(), "-m", "studyloom.extras.tune.sweep_run", file]
+        wrapper = [find_python(), "-m", "studyloom.extras.tune.sweep_run"]
+        if logged:
+            wrapper += ["--logged", escape_braces(logged)]
+        wrapper.append(file)
         for parameter in self._searched_parameters():
             path = escape_braces(".".join(parameter.path))
             wrapper.append(f"{path}={{{self.names[parameter.path]}}}")
