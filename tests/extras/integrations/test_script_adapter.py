@@ -2,12 +2,13 @@
 
 import math
 import sys
+import time
 
 import pytest
 from omegaconf import OmegaConf
 
 from studyloom.errors import CommandFailed
-from studyloom.extras.integrations.printed_values import NamedValueReader
+from studyloom.extras.integrations.printed_values import NamedValueReader, find_steps
 from studyloom.extras.integrations.script import Script, ScriptOutput
 
 
@@ -53,6 +54,13 @@ def read(*lines, metric="val_acc", **patterns):
 )
 def test_a_named_value_is_found(line):
     assert NamedValueReader("val_acc").read(line).text == "0.93"
+
+
+@pytest.mark.parametrize("text", ["nan", "-inf", "NaN", "Infinity", "-Infinity"])
+def test_a_value_that_is_not_finite_is_found_as_python_and_json_write_it(text):
+    for line in (f"val_acc {text}", f'{{"val_acc": {text}, "epoch": 2}}', f"tensor(val_acc={text})"):
+        assert NamedValueReader("val_acc").read(line).text == text
+    assert NamedValueReader("val_acc").read("val_acc Infinitely good") is None
 
 
 @pytest.mark.parametrize(
@@ -112,6 +120,14 @@ def test_a_sentence_is_no_row_of_a_table():
 def test_the_step_is_the_number_after_epoch_step_or_iter(line, step):
     assert read(f"{line} val_acc=0.5") == [(step, 0.5)]
     assert read(line, "val_acc=0.5") == [(step, 0.5)]
+
+
+def test_many_blanks_after_the_word_of_a_step_cost_no_time():
+    began = time.perf_counter()
+    assert find_steps(f"epoch{' ' * 3000}x step{' ' * 3000}x iter{' ' * 3000}:{' ' * 3000}[ 4") == {
+        "iter": 4
+    }
+    assert time.perf_counter() - began < 10  # it took minutes, with the cube of the blanks
 
 
 def test_values_without_a_step_are_counted():

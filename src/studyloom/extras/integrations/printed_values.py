@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?(?:nan|inf)"
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?(?:nan|inf|NaN|Infinity)"  # also of JSON
 # Between a name and its number: `=`, `:`, the bar of a table or blanks; then perhaps a quote or
 # `tensor(`.
 SEPARATOR = r"['\"]?(?:\s*(?:[=:|]|->)\s*|\s+)['\"]?(?:[A-Za-z][\w.]*\()?"
@@ -20,17 +20,16 @@ NAMED_NUMBER = re.compile(
     rf"{START_OF_NAME}(?P<name>{WORD}(?: {WORD}){{0,2}}){SEPARATOR}(?P<value>{NUMBER})(?!\w)"
 )
 BARE_NUMBER = re.compile(rf"(?<![\w.])(?:{NUMBER})(?![\w.])")
-START_OF_NUMBER = re.compile(r"[-+]?\.?\d|nan|inf|[-–—]+$")
+START_OF_NUMBER = re.compile(r"[-+]?\.?\d|[-+]?(?:nan|inf|NaN|Inf)|[-–—]+$")
 # The words before the number of a step, the one that counts before the others.
 STEP_KINDS = ("epoch", "step", "iter")
+# The word and the number, such as epoch: [3. Each run of blanks can be matched in one way only:
+# otherwise the time to search a line would grow with the cube of their number.
+STEP_NUMBER = r"['\"]?\s*(?:[=:#|]\s*)?(?:[\[(]\s*)?(?P<step>\d+(?:\.0+)?)"
 STEP_PATTERNS = {
-    "epoch": re.compile(r"(?i)(?<![a-z_])epoch['\"]?\s*[=:#|]?\s*[\[(]?\s*(?P<step>\d+(?:\.0+)?)"),
-    "step": re.compile(
-        r"(?i)(?<![a-z_])(?:global_)?step['\"]?\s*[=:#|]?\s*[\[(]?\s*(?P<step>\d+(?:\.0+)?)"
-    ),
-    "iter": re.compile(
-        r"(?i)(?<![a-z_])iter(?:ation)?['\"]?\s*[=:#|]?\s*[\[(]?\s*(?P<step>\d+(?:\.0+)?)"
-    ),
+    "epoch": re.compile(rf"(?i)(?<![a-z_])epoch{STEP_NUMBER}"),
+    "step": re.compile(rf"(?i)(?<![a-z_])(?:global_)?step{STEP_NUMBER}"),
+    "iter": re.compile(rf"(?i)(?<![a-z_])iter(?:ation)?{STEP_NUMBER}"),
 }
 COLOR_CODE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 TABLE_BORDER = re.compile(r"[│┃║]")
