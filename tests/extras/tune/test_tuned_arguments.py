@@ -10,8 +10,10 @@ from studyloom.config.values import flatten
 from studyloom.errors import ConfigError
 from studyloom.extras.integrations import command
 from studyloom.extras.tune.command_line import parse_search, parse_test
-from studyloom.extras.tune.search import RESERVED
+from studyloom.extras.tune.search import KINDS, RESERVED
 from studyloom.extras.tune.value_ranges import Values, parse_values
+from studyloom.space.language import KEYS_BY_KIND
+from studyloom.space.rule import read_space
 
 RUNNING = [name for name in LINES if name != "constant"]
 
@@ -110,6 +112,8 @@ def test_any_other_value_is_passed_as_it_is(text):
         ("1:5:0", "the step of a range must be above 0"),
         ("1:5@x", "the baseline after @ must be a number of kind int"),
         ("64,64", "a list must not have a value twice"),
+        ("1.0:1e400", "the ends of a range must be finite"),
+        (f"1:{'9' * 5000}", "the ends of a range must be finite"),
     ],
 )
 def test_a_wrong_range_says_how_it_is_passed_instead(text, reason):
@@ -138,8 +142,9 @@ def test_braces_and_interpolations_of_other_arguments_stay_text(project):
     assert search.to_config()["objective"]["run"].endswith(r"--format {{lr}} --home '\${{HOME}}'")
 
 
-def test_a_negative_value_stands_in_the_word_of_its_option(project):
-    assert parse("typed.py --shift -1.0:1.0").search.command[-1] == "--shift={shift}"
+@pytest.mark.parametrize("text", ["-1.0:1.0", "0.5,-1e-5"])
+def test_a_negative_value_stands_in_the_word_of_its_option(project, text):
+    assert parse(f"typed.py --shift {text}").search.command[-1] == "--shift={shift}"
 
 
 def test_the_baseline_is_typed_or_declared_or_in_the_middle(project):
@@ -176,6 +181,18 @@ def test_names_that_a_command_reserves_get_another_name(project):
     assert names == ["gpus_", "trial_", "model", "model_width_"]
 
 
+def test_names_of_kinds_of_ranges_get_another_name(project):
+    assert {*KINDS} == {*KEYS_BY_KIND}
+    config = parse("typed.py --choice a,b --float 1:2 model.list=1:2 model.width=1:2").search
+    space = read_space(config.to_config()["space"]["params"], lambda group: [])
+    assert {node.name for node in space.nodes} == {
+        "choice_",
+        "float_",
+        "model.list_",
+        "model.width",
+    }
+
+
 @pytest.mark.parametrize(
     ("words", "prefix"),
     [
@@ -205,5 +222,6 @@ def test_the_winner_is_tested_by_a_value_a_program_or_both(project):
     test = parse_test(["typed.py --lr {lr}", "test_acc"])
     assert test.command == ("python", "typed.py", "--lr", "{lr}")
     assert test.value == "test_acc"
+    assert parse_test([r"the model's acc (\S+)"]).value == r"the model's acc (\S+)"
     with pytest.raises(ConfigError, match="--test b: may be given twice, with a program"):
         parse_test(["a", "b"])

@@ -14,7 +14,7 @@ from studyloom.extras.tune.declared_arguments import (
     ScriptArguments,
     read_arguments,
 )
-from studyloom.extras.tune.search import RESERVED, Hyperparameter, Search, escape_braces
+from studyloom.extras.tune.search import KINDS, RESERVED, Hyperparameter, Search, escape_braces
 from studyloom.extras.tune.value_ranges import BOOLEANS, Scalar, Values, parse_values
 from studyloom.metrics import Direction
 from studyloom.text import nearest
@@ -204,9 +204,9 @@ def parse_test(texts: Sequence[str]) -> Test:
     """
     test = Test()
     for text in texts:
-        command = shlex.split(text)
+        command = _split_test_program(text)
         names_file = any(Path(word).is_file() for word in command) or "-m" in command
-        if "(" not in text and names_file and not test.command:
+        if names_file and not test.command:
             program = find_program(command)
             test = replace(test, command=(*program.prefix, *program.arguments))
         elif not names_file and not test.value:
@@ -217,6 +217,19 @@ def parse_test(texts: Sequence[str]) -> Test:
                 "and with the name of the value that it prints"
             )
     return test
+
+
+def _split_test_program(text: str) -> list[str]:
+    """Splits a value of `--test` into the words of a program; empty if it can be none.
+
+    A pattern has a parenthesis. A name or a pattern may have a quote that does not close.
+    """
+    if "(" in text:
+        return []
+    try:
+        return shlex.split(text)
+    except ValueError:
+        return []
 
 
 def make_name(program: Program) -> str:
@@ -334,8 +347,8 @@ class _ArgumentParser:
                 self.command.pop()  # the option, which the flag replaces
             self.command.append("{" + name + "}")
         else:
-            is_negative = values.kind != "choice" and float(values.items[0]) < 0
-            if not prefix and is_negative and option.startswith("--"):
+            has_negative = any(isinstance(item, int | float) and item < 0 for item in values.items)
+            if not prefix and has_negative and option.startswith("--"):
                 self.command.pop()
                 prefix = f"{option}="  # argparse would take -1e-05 for an option
             self.command.append(escape_braces(prefix) + "{" + name + "}")
@@ -348,9 +361,11 @@ class _ArgumentParser:
     def _choose_name(self, option: str) -> str:
         """Chooses the name of a hyperparameter: weight_decay for --weight-decay.
 
-        A dotted name such as optimizer.lr stays, unless optimizer is a hyperparameter too.
+        A dotted name such as optimizer.lr stays, unless optimizer is a hyperparameter too. A part
+        that would make a range of the space of its section, such as choice, gets an underscore.
         """
         name = re.sub(r"[^\w.]", "_", option.lstrip("-+"))
+        name = ".".join(f"{part}_" if part in KINDS else part for part in name.split("."))
         names = [hyperparameter.name for hyperparameter in self.hyperparameters]
         for other in names:
             if other.startswith(f"{name}.") or name.startswith(f"{other}."):

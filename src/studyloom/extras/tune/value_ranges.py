@@ -4,13 +4,14 @@
 `relu,gelu` a list. After `@` may follow the value of the baseline: `16:256@64`.
 """
 
+import math
 import re
 from dataclasses import dataclass
 
 from studyloom.errors import ConfigError
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-INTEGER = re.compile(r"[-+]?\d+")
+INTEGER = re.compile(r"[-+]?\d{1,300}")  # a longer number is an infinite float
 RANGE = re.compile(
     rf"(?P<low>{NUMBER}):(?P<high>{NUMBER})(?::(?P<how>log|{NUMBER}))?(?:@(?P<default>.*))?"
 )
@@ -83,6 +84,8 @@ def _parse_range(option: str, text: str, match: re.Match[str]) -> Values:
         kind = "float"
         convert = float
     low, high = convert(match["low"]), convert(match["high"])
+    if not math.isfinite(low) or not math.isfinite(high):
+        raise _refuse(option, text, "the ends of a range must be finite")
     if low >= high:
         raise _refuse(option, text, f"the low end of a range must be below its high end {high}")
     if how == "log" and low <= 0:
