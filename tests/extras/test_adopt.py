@@ -9,6 +9,7 @@ import random
 import re
 import shlex
 import sqlite3
+import time
 import zlib
 from contextlib import closing
 from datetime import datetime, timedelta
@@ -45,6 +46,7 @@ from studyloom.extras.adopt.reading import (
     read_database,
     read_runs,
 )
+from studyloom.extras.adopt.wandb_folder import _read_records
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.storage.urls import parse_url
 from studyloom.views.terminal import SafeConsole
@@ -721,6 +723,41 @@ def test_a_file_that_is_no_run_of_wandb_is_named(here, content, problem):
     (here / "run-1.wandb").write_bytes(content)
     with pytest.raises(DataError, match=rf"run-1.wandb: is no run of W&B: .*{re.escape(problem)}"):
         find_runs(str(here))
+
+
+@pytest.mark.filterwarnings("error")
+def test_settings_that_are_lists_are_choices_by_their_text(here, capsys):
+    for number in range(24):
+        config = items(hidden=[[64, 32], [16]][number % 2], extra=[None, {}][number % 2])
+        run = message(1, f"id{number:02}") + message(3, "digits") + message(4, config)
+        records = [message(17, run), message(2, items(acc=number / 24)), message(18, b"")]
+        (here / f"run-{number}.wandb").write_bytes(log_of(*records))
+    study = read_runs(find_runs(str(here)), None, "acc", 1)
+    assert study.trials[0].params == {"hidden": "[64, 32]", "extra": None}
+    assert study.trials[1].params == {"hidden": "[16]", "extra": "{}"}
+    adopted(capsys, str(here), "--maximize", "acc")
+    html = (here / "adopt.html").read_text()
+    assert "[64, 32]" in html
+
+
+def test_many_empty_pieces_of_a_record_cost_no_time():
+    begin, go_on = (bytes([kind]) for kind in (2, 3))
+    content = bytearray(log_of())
+    for kind in (begin, *([go_on] * 100_000)):
+        if len(content) % 32_768 > 32_761:
+            content += bytes(-len(content) % 32_768)
+        content += zlib.crc32(b"", zlib.crc32(kind)).to_bytes(4, "little") + bytes(2) + kind
+    began = time.perf_counter()
+    assert [*_read_records(io.BytesIO(content))] == []
+    assert time.perf_counter() - began < 20  # it took minutes, with the square of their number
+
+
+def test_a_piece_without_a_beginning_is_part_of_no_record():
+    whole = log_of(b"a")
+    rest = b"b"
+    kind = bytes([4])  # the last piece
+    head = zlib.crc32(rest, zlib.crc32(kind)).to_bytes(4, "little") + b"\1\0" + kind
+    assert [*_read_records(io.BytesIO(whole + head + rest))] == [b"a"]
 
 
 def test_a_damaged_run_of_wandb_is_read_up_to_the_damage(here):

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.errors import ConfigError, DataError
 from studyloom.extras.adopt.csv_file import MAX_INTEGER
-from studyloom.text import nearest, one_line, shorten
+from studyloom.text import is_scalar, nearest, one_line, shorten
 
 UNFINISHED = ("running", "pending", "scheduled")  # states of a run that has not ended
 FINISHED = ("finished", "")
@@ -139,7 +139,7 @@ def _group_settings(runs: Sequence[Run]) -> dict[str, list[object]]:
     values_by_name: dict[str, list[object]] = {}
     for run in runs:
         for name, value in run.settings.items():
-            values_by_name.setdefault(name, []).append(value)
+            values_by_name.setdefault(name, []).append(_as_scalar(value))
     return values_by_name
 
 
@@ -163,8 +163,15 @@ def _infer_distribution(values: Sequence[object]) -> BaseDistribution:
         if all(isinstance(number, int) for number in numbers):
             return IntDistribution(int(min(numbers)), int(max(numbers)))
         return FloatDistribution(float(min(numbers)), float(max(numbers)))
-    choices: dict[str, Any] = {repr(value): value for value in values}  # a list has no hash
+    choices: dict[str, Any] = {repr(value): value for value in values}  # 1 and True are equal
     return CategoricalDistribution([*choices.values()])
+
+
+def _as_scalar(value: object) -> object:
+    """Returns a setting as it is, or the text of one that Optuna cannot store, such as a list."""
+    if is_scalar(value):
+        return value
+    return str(value)
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
@@ -178,7 +185,7 @@ def _convert(value: object, distribution: BaseDistribution) -> object:
     """Returns a setting as its distribution has it: an integer among floats is a float."""
     if isinstance(distribution, FloatDistribution):
         return float(str(value))
-    return value
+    return _as_scalar(value)
 
 
 def make_trial(number: int, state: str, value: float | None, metric: str) -> FrozenTrial:

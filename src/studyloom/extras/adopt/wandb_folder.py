@@ -247,7 +247,7 @@ def _read_records(file: IO[bytes]) -> Iterator[bytes]:
     if len(header) < HEADER.size or not header.startswith(SIGNATURE):
         raise ValueError("it does not begin with :W&B")
     position = HEADER.size
-    pieces: list[bytes] = []
+    record: bytearray | None = None  # the pieces of a record that has not ended
     while True:
         room = BLOCK - position % BLOCK
         if room < PIECE.size:  # no piece begins there; zeros fill the block
@@ -264,12 +264,15 @@ def _read_records(file: IO[bytes]) -> Iterator[bytes]:
         if not is_whole or kind not in (WHOLE, FIRST, MIDDLE, LAST):
             return
         if kind in (WHOLE, FIRST):
-            pieces = []
-        pieces.append(data)
-        if sum(map(len, pieces)) > MAX_RECORD_BYTES:
+            record = bytearray()
+        if record is None:  # the piece continues no record
+            continue
+        record += data
+        if len(record) > MAX_RECORD_BYTES:
             raise ValueError(f"a record has more than {MAX_RECORD_BYTES // 10**6} MB")
         if kind in (WHOLE, LAST):
-            yield b"".join(pieces)
+            yield bytes(record)
+            record = None
 
 
 # Messages of Protocol Buffers
