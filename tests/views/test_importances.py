@@ -1,3 +1,4 @@
+import random
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from studyloom.views.advice import explain_no_importances
 from studyloom.views.importances import (
     BEST_SHARE,
     ENOUGH,
+    MOST_COMPARED,
     compare_values,
     compute_importances,
     find_varied_parameters,
@@ -176,6 +178,22 @@ def test_a_hyperparameter_without_effect_seldom_stands_out(made):
         assert compute_importances(stored).outstanding == set()
     decided = made(40, lambda p: (p["a"] - 0.3) ** 2, 9, **space)
     assert compute_importances(decided).outstanding == {"a"}
+
+
+def test_chance_stands_out_no_more_often_among_many_trials_of_which_some_are_compared():
+    draw = random.Random(0)
+    trials = []
+    for number in range(5 * MOST_COMPARED):
+        trial = create_trial(
+            value=draw.random(),
+            params={"a": draw.random(), "b": draw.random()},
+            distributions={"a": FRACTION, "b": FRACTION},
+        )
+        trial.number = number
+        trials.append(trial)
+    importances = rate_hyperparameters(trials, compare_values(trials), 1)
+    assert importances.compared == 5 * MOST_COMPARED
+    assert not importances.outstanding
 
 
 def test_the_deciding_hyperparameter_comes_first_whatever_its_kind(made):

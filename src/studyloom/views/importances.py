@@ -173,12 +173,13 @@ def rate_hyperparameters(
         return Importances(compared=count, epoch=compared.epoch)
     stride = 1 + (count - 1) // MOST_COMPARED
     losses = {number: -sign * value for number, value in compared.values.items()}
-    scores = rate_by_ped_anova(members[::stride], losses, BEST_SHARE)
+    rated = members[::stride]
+    scores = rate_by_ped_anova(rated, losses, BEST_SHARE)
     shares = _normalize(scores, find_varied_parameters(members))
     outstanding = set()
     for name in shares:
         divergence = scores[name] / BEST_SHARE**2
-        if divergence * count > LEAST_DIVERGENCE:
+        if divergence * len(rated) > LEAST_DIVERGENCE:
             outstanding.add(name)
     return Importances(shares, count, compared.epoch, frozenset(outstanding))
 
