@@ -1,5 +1,7 @@
 """Ranges that are too narrow: the best trials lie at an end of a hyperparameter that matters."""
 
+import math
+
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
@@ -62,6 +64,17 @@ def test_choices_and_few_integers_have_no_ends():
             trial = create_trial(value=number, params={"lr": 3}, distributions={"lr": distribution})
             trials.append(trial)
         assert find_narrow_range(trials, -1, MATTERS) is None
+
+
+def test_a_trial_whose_last_value_is_no_number_comes_after_those_at_its_epoch():
+    values = [math.nan, 0.2, math.nan, 0.3, math.nan, 0.1]
+    trials = []
+    for number, value in enumerate(values):
+        trial = create_trial(state=TrialState.PRUNED, intermediate_values={1: value})
+        trial.number = number
+        trials.append(trial)
+    assert [trial.number for trial in rank_by_progress(trials, 1)][:3] == [3, 1, 5]
+    assert [trial.number for trial in rank_by_progress(trials, -1)][:3] == [5, 1, 3]
 
 
 def test_complete_trials_come_first_then_those_at_the_last_rung():

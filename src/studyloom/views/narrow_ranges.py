@@ -81,7 +81,7 @@ def rank_by_progress(trials: Sequence[FrozenTrial], sign: int) -> list[FrozenTri
     """Returns the trials that have a value, the best first.
 
     Complete trials come first. The others come by the epoch that they have reached, and then by
-    their value there: a pruner has preferred those that it let train longer.
+    their value there: a pruner has preferred those that it let train longer. NaN is the worst.
     """
 
     def sort_key(trial: FrozenTrial) -> tuple[float, float]:
@@ -89,7 +89,10 @@ def rank_by_progress(trials: Sequence[FrozenTrial], sign: int) -> list[FrozenTri
             return -math.inf, -sign * trial.values[0]
         step = trial.last_step
         assert step is not None
-        return -step, -sign * trial.intermediate_values[step]
+        value = trial.intermediate_values[step]
+        if math.isnan(value):
+            return -step, math.inf
+        return -step, -sign * value
 
     members = []
     for trial in trials:
