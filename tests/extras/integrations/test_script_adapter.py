@@ -58,7 +58,11 @@ def test_a_named_value_is_found(line):
 
 @pytest.mark.parametrize("text", ["nan", "-inf", "NaN", "Infinity", "-Infinity"])
 def test_a_value_that_is_not_finite_is_found_as_python_and_json_write_it(text):
-    for line in (f"val_acc {text}", f'{{"val_acc": {text}, "epoch": 2}}', f"tensor(val_acc={text})"):
+    for line in (
+        f"val_acc {text}",
+        f'{{"val_acc": {text}, "epoch": 2}}',
+        f"tensor(val_acc={text})",
+    ):
         assert NamedValueReader("val_acc").read(line).text == text
     assert NamedValueReader("val_acc").read("val_acc Infinitely good") is None
 

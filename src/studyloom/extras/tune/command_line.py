@@ -365,7 +365,12 @@ class _ArgumentParser:
         that would make a range of the space of its section, such as choice, gets an underscore.
         """
         name = re.sub(r"[^\w.]", "_", option.lstrip("-+"))
-        name = ".".join(f"{part}_" if part in KINDS else part for part in name.split("."))
+        parts = []
+        for part in name.split("."):
+            if part in KINDS:
+                part += "_"
+            parts.append(part)
+        name = ".".join(parts)
         names = [hyperparameter.name for hyperparameter in self.hyperparameters]
         for other in names:
             if other.startswith(f"{name}.") or name.startswith(f"{other}."):

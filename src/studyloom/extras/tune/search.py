@@ -20,7 +20,7 @@ from studyloom.metrics import Direction
 CONFIG = "tune.yaml"  # in the run directory
 # The placeholders of a command, as in `integrations.command`, whose import takes seconds.
 RESERVED = ("seed", "trial", "checkpoint_dir", "gpus")
-# The kinds of ranges in a space: a mapping with such a key is a range, and no section of the config.
+# The kinds of ranges in a space, where a mapping with such a key is a range, and no section.
 KINDS = ("int", "float", "choice", "list")
 BRACES = re.compile(r"\{([A-Za-z_][\w.]*)\}")  # which a command would take for a placeholder
 # Characters that need no quotes in a command. No shell reads it, so that {lr} needs none.
