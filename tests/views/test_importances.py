@@ -180,7 +180,7 @@ def test_a_hyperparameter_without_effect_seldom_stands_out(made):
     assert compute_importances(decided).outstanding == {"a"}
 
 
-def test_chance_stands_out_no_more_often_among_many_trials_of_which_some_are_compared():
+def test_chance_stands_out_no_more_often_among_many_trials():
     draw = random.Random(0)
     trials = []
     for number in range(5 * MOST_COMPARED):

@@ -66,7 +66,7 @@ def test_choices_and_few_integers_have_no_ends():
         assert find_narrow_range(trials, -1, MATTERS) is None
 
 
-def test_a_trial_whose_last_value_is_no_number_comes_after_those_at_its_epoch():
+def test_a_trial_that_ends_with_nan_comes_after_others():
     values = [math.nan, 0.2, math.nan, 0.3, math.nan, 0.1]
     trials = []
     for number, value in enumerate(values):
