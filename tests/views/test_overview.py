@@ -1,5 +1,7 @@
 """The list of the studies in a folder: their headlines, and their live reports below it."""
 
+import shutil
+
 import pytest
 from made_trials import a_trial
 from serving import ask, served
@@ -43,6 +45,19 @@ def runs(tmp_path):
     (folder / "figures").mkdir()
     (folder / "notes.txt").write_text("")
     return folder
+
+
+def test_a_run_directory_that_is_made_again_is_read_again(tmp_path):
+    add_run(tmp_path, "mnist", [0.8])
+    studies = Overview(tmp_path, open_run)
+    studies.refresh()
+    shutil.rmtree(tmp_path / "mnist")
+    add_run(tmp_path, "mnist", [0.9])
+    studies.refresh()
+    assert "the file was deleted" in studies.summaries[0].trouble
+    studies.refresh()
+    assert studies.summaries[0].trouble == ""
+    assert "90.0%" in studies.summaries[0].sentence
 
 
 def test_only_run_directories_are_listed(runs, tmp_path):

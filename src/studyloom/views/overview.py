@@ -132,6 +132,8 @@ class Overview:
             progress = report.reader.read()
             result = Result.read(run_dir, report.stored)
         except (StudyloomError, OSError, ValueError) as error:
+            # The run directory may have been made again, with another study.
+            self.reports.pop(name, None)
             return StudySummary(name, trouble=mask_passwords(one_line(str(error))))
         except Exception as error:  # one study must not hide the others
             return StudySummary(name, trouble=one_line(name_error(error)))
