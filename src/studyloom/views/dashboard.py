@@ -380,14 +380,15 @@ class LivePage:
         if self.token and is_stoppable:  # without a token, no request of the report is accepted
             is_paused = progress.control == "pause"
             buttons = {"pause": progress.control is None, "resume": is_paused, "stop": True}
-        wide_count = 1  # texts that only a wide screen shows: the stage, and those to come
-        if progress.later_text:
-            wide_count = 2
+        texts = [*progress.list_times()]  # the facts of the head have the stage and its counts
+        if progress.control_text:
+            texts.insert(0, progress.control_text)
+        elif progress.has_ended:
+            texts.insert(0, progress.stage_text)
         html = fill_template(
             "progress.html",
             share=round(progress.share, 3),
-            texts=progress.describe_now(),
-            wide_count=wide_count,
+            texts=texts,
             buttons=buttons,
         )
         return str(html)
