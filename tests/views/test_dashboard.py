@@ -107,6 +107,24 @@ def test_a_live_report_receives_only_what_has_changed(study_of):
             assert {*everything["order"]} | {"head", "nav", "progress"} == {*everything["parts"]}
 
 
+def test_a_live_report_receives_a_section_when_it_is_near_the_visible_part(study_of):
+    stored = study_of([a_trial(number) for number in range(3)])
+    page = live(stored)
+    page.refresh()
+    version = page.changes_since("")["version"]
+    fill(stored, a_trial(3))
+    page.refresh()
+    changes_near_history = page.changes_since(version, near=["search", "trials"])
+    assert {*changes_near_history["parts"]} & {*changes_near_history["order"]} == {"search"}
+    assert "curves" in changes_near_history["outdated"]
+    assert [*changes_near_history["rows"]] == ["trial-3"]
+    version = changes_near_history["version"]
+    outdated = changes_near_history["outdated"]
+    changes_near_curves = page.changes_since(version, ["curves", "unknown"], [*outdated, "gone"])
+    assert [*changes_near_curves["parts"]] == ["curves"]
+    assert {*changes_near_curves["outdated"]} == {*outdated} - {"curves"}
+
+
 def test_the_live_report_shows_when_the_database_is_away_and_back(study_of, monkeypatch):
     page = live(study_of([a_trial(0)]))
     errors = iter([OSError("no answer from postgresql://me:secret@host/db\x1b[31m"), KeyError("k")])
@@ -397,6 +415,23 @@ def test_a_live_report_keeps_filter_order_and_focus_as_it_changes(page, study_of
         page.get_by_role("link", name="optuna-dashboard").click()
         page.get_by_text("optuna").first.wait_for()
     assert page.seen == []
+
+
+@pytest.mark.browser
+def test_printing_and_scrolling_request_a_section_out_of_sight(page, study_of):
+    stored = study_of([a_trial(number) for number in range(3)])
+    drawn = "[...document.querySelectorAll('#workers [data-trials]')].map((e) => e.dataset.trials)"
+    with served(guarded(live(stored))) as server:
+        page.goto(f"http://127.0.0.1:{server.server_port}/")
+        fill(stored, a_trial(3))
+        until(lambda: page.evaluate("outdated.includes('workers')"))
+        assert page.evaluate(drawn) == ["0 1 2"]
+        page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+        assert page.evaluate(drawn) == ["0 1 2 3"]
+        fill(stored, a_trial(4))
+        until(lambda: page.evaluate("outdated.includes('workers')"))
+        page.locator("#workers").scroll_into_view_if_needed()
+        page.locator("#workers [data-trials='0 1 2 3 4']").wait_for(state="attached")
 
 
 @pytest.mark.browser

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from errno import EADDRINUSE
@@ -195,9 +195,9 @@ class LivePage:
     """A WSGI application: the live report at /, its changes at /changes, and another app.
 
     The report has parts: its head, its sections, and the rows of the table of trials. The browser
-    polls for the parts that have changed since its version. The report of your run directory
-    has buttons to pause, resume and stop the study or a trial, and to propose a trial with changes;
-    their requests hold the report's token.
+    polls for the parts that have changed since its version, without sections that are far from its
+    visible part. The report of your run directory has buttons to pause, resume and stop the study
+    or a trial, and to propose a trial with changes; their requests hold the report's token.
 
     Args:
         app: the application that answers all other paths.
@@ -256,7 +256,11 @@ class LivePage:
             if path == "/changes":
                 query = parse_qs(environ.get("QUERY_STRING", ""))
                 version_name = query.get("since", [""])[0]
-                content = json.dumps(self.changes_since(version_name))
+                near = None
+                if "near" in query:
+                    near = query["near"][0].split(",")
+                outdated = query.get("outdated", [""])[0].split(",")
+                content = json.dumps(self.changes_since(version_name, near, outdated))
                 kind = "application/json"
             else:
                 content = self._render_page()
@@ -290,15 +294,24 @@ class LivePage:
             return False
         return environ["REQUEST_METHOD"] == "POST" and environ.get("REMOTE_ADDR") in LOOPBACK
 
-    def changes_since(self, version_name: str) -> dict[str, Any]:
+    def changes_since(
+        self,
+        version_name: str,
+        near: Collection[str] | None = None,
+        outdated: Collection[str] = (),
+    ) -> dict[str, Any]:
         """Returns what has changed since a version of the report.
 
         Args:
             version_name: the version that the browser shows. If another server made it, the whole
                 report is returned.
+            near: the keys of the sections near the visible part of the report. Only the HTML of
+                these is returned, since figures of many trials are large; None for all sections.
+            outdated: the keys of the sections whose changes the browser has not received before.
 
         Returns:
             The changed HTML by key: `rows` are those of the table of trials, `parts` the others.
+            `outdated` are the keys of the changed sections whose HTML is not returned.
             `gone` are the keys of removed parts; None makes the browser remove every row that
             is not among `rows`.
         """
@@ -308,17 +321,26 @@ class LivePage:
             gone = self.parts.removed_since(version)
         parts = {}
         rows = {}
-        for key, html in self.parts.changed_since(version or 0).items():
+        changed = self.parts.changed_since(version or 0)
+        for key in outdated:
+            if key in self.parts.parts:
+                changed[key] = self.parts.parts[key].html
+        order = [section.key for section in self.sections]
+        still_outdated = []
+        for key, html in changed.items():
             if key.startswith(ROW):
                 rows[key] = html
-            else:
+            elif near is None or key in near or key not in order:
                 parts[key] = html
+            else:
+                still_outdated.append(key)
         return {
             "version": self.parts.version_name,
             "parts": parts,
             "rows": rows,
             "gone": gone,
-            "order": [section.key for section in self.sections],
+            "outdated": still_outdated,
+            "order": order,
             "trouble": self.trouble,
         }
 

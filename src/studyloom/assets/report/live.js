@@ -80,23 +80,25 @@ function removeRows(message) {
   return gone.length > 0;
 }
 
-// A section far from the visible part is replaced when it comes near, or before printing.
+// A section far from the visible part is requested when it comes near, or before printing.
 const near = new Set();
-const waiting = new Map();
+let outdated = []; // the sections that have changed, and have not been requested
 const observer = new IntersectionObserver((entries) => {
   for (const { target, isIntersecting } of entries) {
     if (isIntersecting) near.add(target.id);
     else near.delete(target.id);
   }
-  bring([...near]);
+  if (outdated.some((key) => near.has(key))) poll();
 }, { rootMargin: "600px" });
 
-function bring(keys) {
-  for (const key of keys) {
-    const element = document.getElementById(key);
-    if (waiting.has(key) && element) observed(replace(element, waiting.get(key)));
-    waiting.delete(key);
-  }
+// The address of what has changed, of all sections or of those that the user needs now: those near
+// the visible part, the one with the focus, the table, and those that the report does not have yet.
+function changesAddress(all = false) {
+  const focused = document.activeElement?.closest("main > section")?.id ?? "";
+  const missing = outdated.filter((key) => !document.getElementById(key));
+  const query = new URLSearchParams({ since: version, outdated: outdated.join() });
+  if (!all) query.set("near", [...near, "trials", focused, ...missing].join());
+  return `changes?${query}`;
 }
 
 function observed(section) {
@@ -106,11 +108,8 @@ function observed(section) {
 }
 
 function put(element, html) {
-  const section = element.matches("main > section");
-  const needed = element.id === "trials" || near.has(element.id) || element.contains(document.activeElement);
-  if (section && !needed) waiting.set(element.id, html);
-  else if (section) observed(replace(element, html));
-  else replace(element, html);
+  const next = replace(element, html);
+  if (next.matches("main > section")) observed(next);
 }
 
 function update(message) {
@@ -138,6 +137,7 @@ function update(message) {
   const typing = document.getElementById("changes");
   if (view.open && location.hash.slice(1) in message.rows && !typing) visit();
   version = message.version;
+  outdated = message.outdated;
   markPresent();
   performance.measure("update", { start: began, end: performance.now() });
 }
@@ -147,20 +147,22 @@ function said(words, away = false) {
   status_.classList.toggle("away", away);
 }
 
+async function poll() {
+  const before = requests;
+  try {
+    const response = await fetch(changesAddress());
+    const message = await response.json();
+    if (message.version !== version || Object.keys(message.parts).length) update(message);
+    if (message.trouble) said(message.trouble, true);
+    else if (requests === before) said(`live, ${new Date().toTimeString().slice(0, 8)}`);
+  } catch {
+    said("the server does not answer; trying again", true);
+  }
+}
+
 // A hidden tab sends no requests, and catches up when it is visible again.
 async function follow() {
-  if (!document.hidden) {
-    const before = requests;
-    try {
-      const response = await fetch(`changes?since=${encodeURIComponent(version)}`);
-      const message = await response.json();
-      if (message.version !== version) update(message);
-      if (message.trouble) said(message.trouble, true);
-      else if (requests === before) said(`live, ${new Date().toTimeString().slice(0, 8)}`);
-    } catch {
-      said("the server does not answer; trying again", true);
-    }
-  }
+  if (!document.hidden) await poll();
   setTimeout(follow, Number(document.body.dataset.interval));
 }
 
@@ -255,7 +257,18 @@ function edit(configuration, row, trial) {
   inputs[0].focus();
 }
 
-window.addEventListener("beforeprint", () => bring([...waiting.keys()]));
+// Printing does not wait for a promise.
+window.addEventListener("beforeprint", () => {
+  if (!outdated.length) return;
+  const all = new XMLHttpRequest();
+  all.open("GET", changesAddress(true), false);
+  try {
+    all.send();
+    update(JSON.parse(all.responseText));
+  } catch {
+    said("the server does not answer; some figures are not up to date", true);
+  }
+});
 
 document.querySelectorAll("main > section").forEach(observed);
 visit(); // adds its buttons to the view of a trial that is open already
