@@ -206,7 +206,12 @@ function sort() {
   const rows = [...body.rows].map((row) => [stored(row.cells[column]), row]);
   // What has no value comes last in both directions.
   rows.sort(([a], [b]) => (a === "" || b === "" ? compare(a, b) : direction * compare(a, b)));
-  body.append(...rows.map(([, row]) => row));
+  let next = body.rows[0];
+  for (const [, row] of rows) {
+    // Only rows out of place are moved: a new trial does not lay out the whole table again.
+    if (row === next) next = next.nextElementSibling;
+    else body.insertBefore(row, next);
+  }
   titles().forEach((cell, n) => {
     if (n === column) cell.setAttribute("aria-sort", direction > 0 ? "ascending" : "descending");
     else cell.removeAttribute("aria-sort");
