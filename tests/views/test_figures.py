@@ -14,7 +14,7 @@ from toys import fill, two_sided
 
 from studyloom.metrics import ObjectiveValue
 from studyloom.storage.attributes import EPOCHS, PAUSED
-from studyloom.views import figures
+from studyloom.views import drawn_trials, figures
 from studyloom.views.charts import (
     LETTER,
     SIZE,
@@ -384,8 +384,8 @@ def test_pruned_curves_end_where_they_were_pruned():
 
 
 def test_the_best_and_the_latest_of_many_curves_are_drawn(monkeypatch):
-    monkeypatch.setattr(figures, "MOST_BEST", 10)
-    monkeypatch.setattr(figures, "MOST_LATEST", 20)
+    monkeypatch.setattr(drawn_trials, "MOST_BEST", 10)
+    monkeypatch.setattr(drawn_trials, "MOST_LATEST", 20)
     many = numbered(*(a_trial(n, accuracy=0.5 + (n * 7 % 90) / 200) for n in range(90)))
     figure = draw_curves(many, marked(many[0]), AXIS)
     drawn = {number for mark in figure.marks for number in mark.trials}
@@ -393,6 +393,22 @@ def test_the_best_and_the_latest_of_many_curves_are_drawn(monkeypatch):
     assert drawn == {*best, *range(70, 90), 0}
     assert len(figure.marks) <= 9
     assert figure.table.note == "30 further trials are left out."
+
+
+def test_the_best_and_the_latest_of_many_trials_are_drawn_in_slices(monkeypatch):
+    """The axes and the table are those of all trials."""
+    rates = FloatDistribution(1e-4, 1.0, log=True)
+    many = []
+    for number in range(20):
+        params = {"lr": (10.0 ** -(number % 4), rates)}
+        many.append(a_trial(number, accuracy=0.9 - number / 100, params=params))
+    trials = numbered(*many)
+    all_drawn = draw_slices(trials, ["lr"], trials[7], AXIS).charts["lr"]
+    monkeypatch.setattr(drawn_trials, "MOST_BEST", 2)
+    monkeypatch.setattr(drawn_trials, "MOST_LATEST", 3)
+    chart = draw_slices(trials, ["lr"], trials[7], AXIS).charts["lr"]
+    assert {number for mark in chart.marks for number in mark.trials} == {0, 1, 7, 17, 18, 19}
+    assert (chart.x, chart.y, chart.table) == (all_drawn.x, all_drawn.y, all_drawn.table)
 
 
 def test_complete_trials_are_points_over_one_and_two_hyperparameters(

@@ -24,7 +24,7 @@ from studyloom.storage.attributes import (
     TRACEBACK,
 )
 from studyloom.storage.opening import create_study
-from studyloom.views import figures, trial_details
+from studyloom.views import drawn_trials, trial_details
 from studyloom.views.dashboard import LivePage, guarded
 from studyloom.views.report import write_report
 from studyloom.views.trial_details import describe_end, read_logs
@@ -375,8 +375,8 @@ def test_a_brush_and_the_filter_select_trials_in_table_and_figures(opened):
 
 @pytest.mark.browser
 def test_a_trial_shows_its_curve_even_if_no_figure_draws_it(page, study_of, tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "MOST_BEST", 1)
-    monkeypatch.setattr(figures, "MOST_LATEST", 1)
+    monkeypatch.setattr(drawn_trials, "MOST_BEST", 1)
+    monkeypatch.setattr(drawn_trials, "MOST_LATEST", 1)
     trials = [a_trial(n, accuracy=0.9 - n / 100) for n in range(4)]
     path = write_report(study_of(trials), tmp_path)
     page.goto(f"{path.as_uri()}#trial-0")

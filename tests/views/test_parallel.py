@@ -5,9 +5,10 @@ from made_trials import a_trial
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from studyloom.views import parallel
+from studyloom.views import drawn_trials
 from studyloom.views.charts import Axis
-from studyloom.views.parallel import NOT_USED, NOTHING, describe_selection, draw_parallel
+from studyloom.views.drawn_trials import describe_selection
+from studyloom.views.parallel import NOT_USED, NOTHING, draw_parallel
 
 RATE = FloatDistribution(1e-4, 1e-1, log=True)
 WIDTH = IntDistribution(4, 256)
@@ -85,15 +86,15 @@ def test_colors_say_how_good_a_trial_is_and_whether_it_ended_early():
 
 
 def test_of_many_trials_the_best_and_the_latest_are_drawn(monkeypatch):
-    monkeypatch.setattr(parallel, "MOST_BEST", 2)
-    monkeypatch.setattr(parallel, "MOST_LATEST", 2)
+    monkeypatch.setattr(drawn_trials, "MOST_BEST", 2)
+    monkeypatch.setattr(drawn_trials, "MOST_LATEST", 2)
     params = [{"optimizer.lr": (10.0**-exponent, RATE)} for exponent in (1, 2, 3, 4, 1, 2)]
     values = (0.9, 0.8, 0.1, 0.1, 0.2, 0.3)
     trials = numbered([a_trial(n, accuracy=values[n], params=params[n]) for n in range(6)])
     chart = draw_parallel(trials, ["optimizer.lr"], None, AXIS)
     assert lines_of(chart).keys() == {0, 1, 4, 5}
-    assert "best 2 and the latest 2 trials" in describe_selection(trials)
-    assert describe_selection(trials[:4]) == ""
+    assert "best 2 and the latest 2 trials" in describe_selection(len(trials))
+    assert describe_selection(4) == ""
 
 
 def test_without_values_or_hyperparameters_a_sentence_says_so():

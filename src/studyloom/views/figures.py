@@ -52,6 +52,7 @@ from studyloom.views.charts import (
     make_log_scale,
     make_trial_dots,
 )
+from studyloom.views.drawn_trials import select_drawn
 from studyloom.views.importances import compare_values
 from studyloom.views.words import describe_ablation
 from studyloom.winner.result import Ablation, AblationRow, Predictions, Result, Summary
@@ -75,8 +76,6 @@ QUANTITY_COLORS = ("complete", "baseline", "running", "failed", "pruned")  # all
 LOSSES = {"train_loss": "training loss", "valid_loss": "validation loss"}
 STUDY_COLORS = ("complete", "failed", "best", "baseline", "running", "paused", "pruned")
 MOST_STUDIES = len(STUDY_COLORS)  # more lines cannot be distinguished
-MOST_BEST = 100  # best curves that are drawn; more are one stain
-MOST_LATEST = 200  # latest curves that are drawn
 CURVE_ROWS = 60  # of the table behind the curves
 EXAMPLE_ROWS = 40  # of the table behind the predictions
 LINE_ROWS = 12  # of each study, in the table behind a comparison: improvements, then its end
@@ -470,10 +469,10 @@ def draw_curves(
     if not all_curves:
         return "No trial has ended an epoch yet."
     best_first = _sort_by_last_value(all_curves, axis.sign)
-    best_numbers = list(best_first)[:MOST_BEST]
-    latest_numbers = list(all_curves)[-MOST_LATEST:]
+    last_curve_values = {number: curve[-1][1] for number, curve in all_curves.items()}
     marked_numbers = {trial.number for trial in marked.values() if trial is not None}
-    drawn = _select_curves(all_curves, {*best_numbers, *latest_numbers, *marked_numbers})
+    drawn_numbers = select_drawn(last_curve_values, axis.sign) | marked_numbers
+    drawn = _select_curves(all_curves, drawn_numbers)
 
     points = [*itertools.chain.from_iterable(drawn.values())]
     epochs = [epoch for epoch, _ in points]
@@ -923,6 +922,8 @@ def draw_slices(
 ) -> Multiples | str:
     """Draws the value of each trial over each hyperparameter; the last value if it ended early.
 
+    Of many trials the best and the latest are drawn. The axes and the tables are those of all.
+
     The axis covers the range of the complete trials, and those that ended early with a value near
     it: at most the length of this range above or below it. Trials further away are strokes at the
     end of the axis.
@@ -930,6 +931,9 @@ def draw_slices(
     if not names:
         return NO_PARAMETERS
     shared = _place_slice_values(trials, axis)
+    drawn_numbers = select_drawn(last_values(trials), axis.sign)
+    if best is not None:
+        drawn_numbers.add(best.number)
     charts = {}
     for name in names:
         members = []
@@ -938,7 +942,8 @@ def draw_slices(
                 members.append(trial)
         last_number = trials[-1].number
         if members:  # else none of the trials that are drawn has it
-            charts[name] = _draw_slice(members, name, shared, best, axis, last_number)
+            chart = _draw_slice(members, drawn_numbers, name, shared, best, axis, last_number)
+            charts[name] = chart
     return Multiples(charts)
 
 
@@ -972,6 +977,7 @@ def _place_slice_values(trials: Sequence[FrozenTrial], axis: Axis) -> _SliceValu
 
 def _draw_slice(
     trials: Sequence[FrozenTrial],
+    drawn_numbers: Collection[int],
     name: str,
     shared: _SliceValues,
     best: FrozenTrial | None,
@@ -982,6 +988,7 @@ def _draw_slice(
 
     Args:
         trials: those that have the hyperparameter and a value.
+        drawn_numbers: the numbers of the trials that are drawn, if they are among `trials`.
         best: the trial that gets a ring.
         last_number: the number of the study's last trial.
     """
@@ -990,7 +997,8 @@ def _draw_slice(
     x_coordinates = spread_choices(setting_axis, trials, step=GOLDEN, width=0.5)
     points: dict[int, Point] = {}
     for trial, coordinate in zip(trials, x_coordinates, strict=True):
-        points[trial.number] = (coordinate, shared.coordinates[trial.number])
+        if trial.number in drawn_numbers:
+            points[trial.number] = (coordinate, shared.coordinates[trial.number])
     ended_early_numbers = set[int]().union(*shared.early.values())
     complete_points = _remove(points, ended_early_numbers)
     trial_count = last_number + 1

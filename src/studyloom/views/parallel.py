@@ -22,6 +22,7 @@ from studyloom.views.charts import (
     Tick,
     make_dotted_line,
 )
+from studyloom.views.drawn_trials import select_drawn
 from studyloom.views.figures import (
     SHADES,
     complete_trials,
@@ -35,8 +36,6 @@ from studyloom.views.plain_names import name_plainly
 HEIGHT = 360  # pixels
 MOST_AXES = 8  # of hyperparameters; more are too narrow for their names
 LEAST_TRIALS = 3  # with a value
-MOST_BEST = 200  # lines of the best trials; more are one stain
-MOST_LATEST = 200  # lines of the latest trials
 NOT_USED = -0.09  # where a trial passes an axis whose hyperparameter it lacks
 TABLE_ROWS = 20  # of the best trials
 LABELS = 12  # choices of an axis that have a label, at most
@@ -77,7 +76,8 @@ def draw_parallel(
         best: the trial with the thick line.
     """
     values = last_values(trials)
-    drawn = _select_trials(trials, values, axis)
+    drawn_numbers = select_drawn(values, axis.sign)
+    drawn = [trial for trial in trials if trial.number in drawn_numbers]
     used_names: set[str] = set()
     for trial in drawn:
         used_names.update(trial.params)
@@ -112,26 +112,6 @@ def draw_parallel(
     label = f"{len(drawn)} trials through {len(shown_names)} hyperparameters to {axis.metric}"
     table = _tabulate_best(drawn, shown_names, values, axis)
     return Chart(label, HEIGHT, x, y, marks, table, notes, kind="parallel")
-
-
-def describe_selection(trials: Sequence[FrozenTrial]) -> str:
-    """Says which trials have a line; empty if all with a value have one."""
-    if len(last_values(trials)) <= MOST_BEST + MOST_LATEST:
-        return ""
-    return f" The best {MOST_BEST} and the latest {MOST_LATEST} trials are drawn."
-
-
-def _select_trials(
-    trials: Sequence[FrozenTrial], values: Mapping[int, float], axis: Axis
-) -> list[FrozenTrial]:
-    """Returns all trials with a value, or of many the best and the latest, by number."""
-    measured = [trial for trial in trials if trial.number in values]
-    if len(measured) <= MOST_BEST + MOST_LATEST:
-        return measured
-    best_first = sorted(measured, key=lambda trial: -axis.sign * values[trial.number])
-    best_and_latest = best_first[:MOST_BEST] + measured[-MOST_LATEST:]
-    numbers = {trial.number for trial in best_and_latest}
-    return [trial for trial in measured if trial.number in numbers]
 
 
 def _make_parameter_axis(trials: Sequence[FrozenTrial], name: str, title: str) -> UprightAxis:

@@ -9,6 +9,7 @@ from studyloom.storage.stored_study import StoredStudy
 from studyloom.views import figures, page, parallel
 from studyloom.views.advice import explain_basis, explain_no_importances
 from studyloom.views.charts import Axis, Block
+from studyloom.views.drawn_trials import describe_selection
 from studyloom.views.importances import (
     Importances,
     collect_names,
@@ -105,12 +106,12 @@ def render_parameters(
     if len(names) < len(parameters.names):
         order += f" {len(names)} of {len(parameters.names)} hyperparameters are shown."
     slices = draw_figure(figures.draw_slices, trials, names, best, axis)
-    yield make_section("slices", [slices], order=order)
+    selection = describe_selection(len(figures.last_values(trials)))
+    yield make_section("slices", [slices], selection=selection, order=order)
     choice = "two hyperparameters that occur together"
     if parameters.shares:
         choice = "the two most important hyperparameters that occur together"
     pair = draw_figure(figures.draw_pair, trials, names, axis)
     yield make_section("together", [pair], choice=choice)
     lines = draw_figure(parallel.draw_parallel, trials, parameters.names, best, axis)
-    selection = parallel.describe_selection(trials)
     yield make_section("parallel", [lines], selection=selection)

@@ -40,6 +40,7 @@ from studyloom.views import (
     words,
 )
 from studyloom.views.charts import Axis, Block, PageTable
+from studyloom.views.drawn_trials import describe_selection
 from studyloom.views.explanations import render_explanations
 from studyloom.views.page import Absent, Paragraph, Section, draw_figure, make_section
 from studyloom.views.progress import STAGE_NAMES, Progress, ProgressReader
@@ -476,9 +477,7 @@ def render_curves(
     rungs = ""
     if any(TrialRecord(trial).rungs for trial in trials):
         rungs = " A dotted line is a rung, at which trials wait for promotion."
-    selection = ""
-    if len(figures.finite_curves(trials)) > figures.MOST_BEST + figures.MOST_LATEST:
-        selection = f" The best {figures.MOST_BEST} and the latest {figures.MOST_LATEST} are drawn."
+    selection = describe_selection(len(figures.finite_curves(trials)))
     return make_section("curves", [figure], rungs=rungs, selection=selection)
 
 
