@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 MOST_BEST = 100  # of the best trials; more are one stain
-MOST_LATEST = 200  # of the latest trials
+MOST_LATEST = 100  # of the latest trials
 
 
 def select_drawn(values: Mapping[int, float], sign: int) -> set[int]:
