@@ -118,6 +118,11 @@ def _write_study_of_sweep(arguments: argparse.Namespace, overrides: list[str]) -
             f"--sweep {arguments.sweep}: the file has the program and its arguments; leave out "
             "those on the command line"
         )
+    if arguments.value or arguments.step:
+        raise ConfigError(
+            "--value and --step find a value and its step in a line, and the metric of "
+            f"--sweep {arguments.sweep} has a name; leave them out"
+        )
     return load_plugin("tune_sweep")(
         arguments.sweep, name=arguments.name, tests=arguments.test, overrides=overrides
     )

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from scripts_to_tune import CONVERTED_SWEEPS, copy_scripts
 
+from studyloom.cli import main
 from studyloom.errors import ConfigError
 from studyloom.extras.adopt.wandb_folder import HistoryRow
 from studyloom.extras.tune import sweep_run
@@ -189,6 +190,15 @@ def test_a_method_and_its_budget_are_a_sampler_and_a_number_of_trials():
     assert "parameters.lr: method grid needs a list" in errors_of(method="grid")
 
 
+def test_a_parameter_may_have_the_name_of_a_kind_of_range():
+    options = {"values": ["a", "b"]}
+    sweep = write(
+        parameters={"choice": options, "1st": options, "model": {"parameters": {"list": options}}}
+    )
+    names = [hyperparameter.name for hyperparameter in parse_sweep(sweep).search.hyperparameters]
+    assert names == ["choice_", "_1st", "model.list_"]
+
+
 def test_hyperband_ends_trials_at_the_same_iterations():
     assert convert("hyperband").settings["pruner"] == {
         "_target_": "optuna.pruners.SuccessiveHalvingPruner",
@@ -275,3 +285,18 @@ def test_a_sweep_converts(name):
     search = convert(name)
     for hyperparameter in search.hyperparameters:
         assert hyperparameter.values.default is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--fixed", "lr"], "has the program and its arguments"),
+        (["train.py"], "has the program and its arguments"),
+        (["--value", r"acc (\S+)"], "has a name"),
+        (["--step", r"round (\d+)"], "has a name"),
+    ],
+)
+def test_a_sweep_file_refuses_an_option_that_it_has_itself(words, reason, capsys):
+    write()
+    assert main(["tune", "--sweep", "sweep.yaml", *words]) == 2
+    assert reason in capsys.readouterr().err

@@ -14,7 +14,7 @@ from studyloom.extras.tune.declared_arguments import (
     ScriptArguments,
     read_arguments,
 )
-from studyloom.extras.tune.search import KINDS, RESERVED, Hyperparameter, Search, escape_braces
+from studyloom.extras.tune.search import Hyperparameter, Search, choose_placeholder, escape_braces
 from studyloom.extras.tune.value_ranges import BOOLEANS, Scalar, Values, parse_values
 from studyloom.metrics import Direction
 from studyloom.text import nearest
@@ -337,7 +337,8 @@ class _ArgumentParser:
         self, option: str, values: Values, prefix: str, declared: DeclaredArgument | None
     ) -> None:
         """Adds a hyperparameter, and its placeholder to the words of the command."""
-        name = self._choose_name(option)
+        names = [hyperparameter.name for hyperparameter in self.hyperparameters]
+        name = choose_placeholder(option.lstrip("-+"), names)
         flag: tuple[str, ...] = ()
         if declared is not None and declared.flag and values.are_booleans:
             flag = declared.flag
@@ -357,27 +358,6 @@ class _ArgumentParser:
         self.baselines.append(baseline.description)
         values = replace(values, default=baseline.value)
         self.hyperparameters.append(Hyperparameter(name, values, flag))
-
-    def _choose_name(self, option: str) -> str:
-        """Chooses the name of a hyperparameter: weight_decay for --weight-decay.
-
-        A dotted name such as optimizer.lr stays, unless optimizer is a hyperparameter too. A part
-        that would make a range of the space of its section, such as choice, gets an underscore.
-        """
-        name = re.sub(r"[^\w.]", "_", option.lstrip("-+"))
-        parts = []
-        for part in name.split("."):
-            if part in KINDS:
-                part += "_"
-            parts.append(part)
-        name = ".".join(parts)
-        names = [hyperparameter.name for hyperparameter in self.hyperparameters]
-        for other in names:
-            if other.startswith(f"{name}.") or name.startswith(f"{other}."):
-                name = name.replace(".", "_") + "_"
-        while name in names or name in RESERVED:
-            name += "_"
-        return name
 
     def _check_type(self, option: str, values: Values, declared: DeclaredArgument | None) -> None:
         """Notes an error if the script takes integers only, and a line if it takes floats."""

@@ -5,7 +5,7 @@ A command line gives a `Search`; so may another description of a search, such as
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,32 @@ KINDS = ("int", "float", "choice", "list")
 BRACES = re.compile(r"\{([A-Za-z_][\w.]*)\}")  # which a command would take for a placeholder
 # Characters that need no quotes in a command. No shell reads it, so that {lr} needs none.
 PLAIN_WORD = re.compile(r"[\w@%+=:,./{}\[\]-]+")
+
+
+def choose_placeholder(path: str, names: Collection[str]) -> str:
+    """Chooses the name of a hyperparameter, and so of its placeholder: lr for lr, a_b for a-b.
+
+    A dotted name such as optimizer.lr stays, unless optimizer is a hyperparameter too. A part
+    that would make a range of the space of its section, such as choice, gets an underscore.
+
+    Args:
+        path: the hyperparameter as the program calls it, such as "weight-decay".
+        names: the names that other hyperparameters have already.
+    """
+    parts = []
+    for part in re.sub(r"[^\w.]", "_", path).split("."):
+        if part in KINDS:
+            part += "_"
+        parts.append(part)
+    name = ".".join(parts)
+    if not re.match("[A-Za-z_]", name):
+        name = f"_{name}"
+    for other in names:
+        if other.startswith(f"{name}.") or name.startswith(f"{other}."):
+            name = name.replace(".", "_") + "_"
+    while name in names or name in RESERVED:
+        name += "_"
+    return name
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from studyloom.extras.tune.command_line import (
     make_name,
 )
 from studyloom.extras.tune.declared_arguments import ScriptArguments, read_arguments
-from studyloom.extras.tune.search import RESERVED, Hyperparameter, Search, escape_braces
+from studyloom.extras.tune.search import Hyperparameter, Search, choose_placeholder, escape_braces
 from studyloom.extras.tune.sweep_parameters import Parameter, ParameterReader, format_item
 from studyloom.extras.tune.value_ranges import Values
 from studyloom.text import nearest
@@ -215,14 +215,7 @@ class _SweepParser:
                     f"{parameter.key}: the seed is no hyperparameter, since the best seed is only "
                     "luck; leave it out, and each trial gets a seed of its own"
                 )
-            name = re.sub(r"[^\w.]", "_", ".".join(parameter.path))
-            for other in self.names.values():
-                if other.startswith(f"{name}.") or name.startswith(f"{other}."):
-                    name = name.replace(".", "_") + "_"
-            while (
-                name in self.names.values() or name in RESERVED or not re.match("[A-Za-z_]", name)
-            ):
-                name = f"_{name}"
+            name = choose_placeholder(".".join(parameter.path), self.names.values())
             self.names[parameter.path] = name
 
     # The command
