@@ -161,7 +161,7 @@ def test_the_live_report_shows_progress_running_trials_and_the_result(half_done,
     (tmp_path / "winner.json").write_text(json.dumps(result))
     page.refresh()
     after = page.changes_since(before["version"])
-    assert "50.0% ± 10.0 on 1 new seed," in after["parts"]["head"]
+    assert "50.0%\u00a0±\u00a010.0 on 1 new seed," in after["parts"]["head"]
     assert after["order"][:4] == ["search", "running", "details", "candidates"]
 
 
