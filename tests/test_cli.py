@@ -55,7 +55,7 @@ def test_a_misspelt_argument_is_an_error_with_a_suggestion(capsys):
     for words, said in (
         (["statsu"], "did you mean status?"),
         (["\x1b[2Jstatus"], "\\x1b[2Jstatus: no such command"),
-        (["trials", "runs/x", "--trial", "39"], "--trial 39; --trial is an option of replay"),
+        (["trials", "runs/x", "--trial", "39"], "--trial 39; --trial is an option of stop, replay"),
         (["trials", "runs/x", "--trail"], "unrecognized arguments: --trail\n"),
         (["compress", "runs/x", "--jsn", "margin=1"], "arguments: --jsn; did you mean --json"),
     ):

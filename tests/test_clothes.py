@@ -93,7 +93,7 @@ def test_a_fusion_reads_only_its_parts_of_a_review(parts):
 def test_predict_accepts_odd_reviews_with_notes(tmp_path, parts):
     torch.manual_seed(0)
     names = Reviews.classes
-    facts = DataFacts("", "", (len(parts[0].inputs[0]),), 2, 0.0, 1.0, names=names)
+    facts = DataFacts("", "", (len(parts[0].inputs[0]),), 2, 0.0, 1.0, class_names=names)
     network = Network(ReviewNet(2, "add"), InputFormat(facts, ReviewFile()))
     (tmp_path / "asked.csv").write_text('review,rating\n"I love it",5\n,2\n')
     (tmp_path / "none.csv").write_text("nothing\n1\n")

@@ -19,7 +19,7 @@ from studyloom.winner.result import DataFacts
 TOPICS = {"rec.boats": "sail wind harbour", "sci.stars": "orbit comet dust", "talk.tea": "cup leaf"}
 HEAD = "Category\tText\nd\tstring\nclass\t\n"
 
-FACTS = DataFacts("", "", (LONGEST,), 3, 0.0, 1.0, "int64", names=tuple(sorted(TOPICS)))
+FACTS = DataFacts("", "", (LONGEST,), 3, 0.0, 1.0, "int64", class_names=tuple(sorted(TOPICS)))
 
 
 def write(folder, part, rows):

@@ -93,7 +93,7 @@ def test_a_word_has_the_change_that_its_absence_makes():
         assert [*first.words] == ["good", "bad", "the", "good"], form
         assert [*first.changes] == [4.0, -1.0, 0.0, 4.0]  # both `good` at once
         assert first.margin == 3.0
-        assert (first.index, first.label, first.predicted, first.left) == (0, 0, 1, 0)
+        assert (first.index, first.label, first.predicted, first.unexamined_words) == (0, 0, 1, 0)
         assert [*first.probabilities] == pytest.approx([0.0474, 0.9526], abs=1e-4)
         assert [*second.words] == ["the", "the", "good", "the", "very"]
         assert [*second.changes] == [0.0, 0.0, 2.0, 0.0, 3.0]  # `very` stays last all the same
@@ -117,7 +117,7 @@ def test_only_the_first_words_of_a_long_text_are_examined():
     tokens = Tokens(WORDS, first=2)
     (text,) = explain_texts(predict, Split(row, labels, 2, "toy"), tokens, labels, [0])
     assert len(text.words) == len(text.changes) == READ
-    assert text.left == 2 * READ
+    assert text.unexamined_words == 2 * READ
     assert (text.words[-1], text.changes[-1]) == ("good", 2.0)
     assert batches == [3], "the text, and once without each of its two words"
 

@@ -58,7 +58,7 @@ from studyloom.errors import ConfigError
         "studyloom tune --maximize val_acc train.py --lr 1e-4:1e-1:log --act relu,gelu",
         "studyloom tune --minimize loss --trials 20 -m mine.train lr=1e-4:1e-1:log@1e-3",
         "studyloom tune --sweep sweep.yaml --workers 4",
-        "studyloom tune --maximize acc torchrun --nproc_per_node=2 train.py --width=16:256",
+        "studyloom tune --maximize acc torchrun --standalone train.py --width=8:64",
     ],
 )
 def tune(arguments: argparse.Namespace) -> None:
