@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from studyloom.api import open_study as open_study
     from studyloom.api import search as search
     from studyloom.objectives.loop_run import Run as Run
+    from studyloom.objectives.stream import Stream as Stream
     from studyloom.space.ranges import Choice as Choice
     from studyloom.space.ranges import Float as Float
     from studyloom.space.ranges import Int as Int
@@ -51,6 +52,7 @@ __all__ = [
     "Run",
     "StorageError",
     "StorageLost",
+    "Stream",
     "Study",
     "StudyloomError",
     "Trial",
@@ -71,6 +73,7 @@ SOURCES = {
     "Prediction": "studyloom.winner.predictor",
     **dict.fromkeys(["Choice", "Float", "Int", "List"], "studyloom.space.ranges"),
     "Run": "studyloom.objectives.loop_run",
+    "Stream": "studyloom.objectives.stream",
 }
 
 

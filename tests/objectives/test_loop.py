@@ -15,6 +15,7 @@ from studyloom.errors import Stopped, UndefinedMetric
 from studyloom.metrics import ObjectiveValue
 from studyloom.objectives.loop import Loop, LoopObjective
 from studyloom.objectives.loop_run import LoopJob
+from studyloom.objectives.stream import Stream
 from studyloom.space.rule import parse_limits
 from studyloom.training.checkpoint import Checkpoint
 
@@ -77,7 +78,10 @@ def curves_without_seconds(objective):
 
 def read_outcome(objective, value):
     steps = [(step.number, step.value) for step in objective.steps()]
-    weights = {name: state["place"].tolist() for name, state in (objective.weights() or {}).items()}
+    weights = {}
+    for name, state in (objective.weights() or {}).items():
+        if "place" in state:  # the state of a `Walk`
+            weights[name] = state["place"].tolist()
     return value, steps, curves_without_seconds(objective), objective.standard_error(), weights
 
 
@@ -87,7 +91,64 @@ def read_outcome(objective, value):
 @pytest.mark.parametrize("function", [walk, forgetful])
 @pytest.mark.parametrize(("seeds", "after"), [((5,), 1), ((5,), 2), ((5, 6), 4), ((5, 6), 6)])
 def test_a_loop_resumes_after_any_report_to_the_same_result(function, seeds, after, tmp_path):
-    """The state is saved after each report, as the worker does."""
+    check_resumption(
+        function, seeds, after, tmp_path, lost_epochs=0 if function is walk else EPOCHS
+    )
+
+
+def shuffled_by_seed(run):
+    return DataLoader(TensorDataset(torch.arange(8.0)), shuffle=True)
+
+
+def shuffled_by_the_run(run):
+    return DataLoader(TensorDataset(torch.arange(8.0)), shuffle=True, generator=run.generator)
+
+
+def shuffled_by_a_generator(run):
+    generator = torch.Generator().manual_seed(3)
+    return DataLoader(TensorDataset(torch.arange(8.0)), shuffle=True, generator=generator)
+
+
+class Shuffled(IterableDataset):
+    """Draws a seed at the start of each pass."""
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+        for number in range(8):
+            yield number + torch.rand(1, generator=generator)
+
+
+def shuffled_as_it_goes(run):
+    return DataLoader(Shuffled(), batch_size=2)
+
+
+@pytest.mark.parametrize(
+    "make_loader",
+    [shuffled_by_seed, shuffled_by_the_run, shuffled_by_a_generator, shuffled_as_it_goes],
+)
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_loop_that_keeps_a_stream_resumes_in_the_midst_of_a_pass(make_loader, after, tmp_path):
+    """An epoch is 3 batches, and draws random numbers besides."""
+
+    def streaming(config, run):
+        walk = Walk()
+        stream = Stream(make_loader(run))
+        run.keep(walk=walk, stream=stream)
+        for _ in run.epochs(EPOCHS):
+            batches = endless(stream)
+            for _ in range(3):
+                walk.place += torch.stack([*next(batches)]).sum() * torch.rand(())
+            run.report(accuracy=walk.step())
+        return run.value
+
+    check_resumption(streaming, (5,), after, tmp_path, lost_epochs=0)
+
+
+def check_resumption(function, seeds, after, tmp_path, lost_epochs):
+    """Stops a loop after a number of reports, and compares its continuation with a whole run.
+
+    The state is saved after each report, as the worker does.
+    """
     undisturbed = make_objective(function, seeds)
     expected = read_outcome(undisturbed, run_objective(undisturbed))
     file = Checkpoint(tmp_path / "c.pt", "it")
@@ -107,7 +168,7 @@ def test_a_loop_resumes_after_any_report_to_the_same_result(function, seeds, aft
         again.restore(state)
         restored = [step.number for step in again.steps()]
         assert restored == reports[: len(restored)]
-        assert len(restored) >= len(reports) - (1 if function is walk else EPOCHS + 1)
+        assert len(restored) >= len(reports) - 1 - lost_epochs
     assert (
         read_outcome(again, run_objective(again, lambda step: rest.append(step.number))) == expected
     )
@@ -242,6 +303,7 @@ FIXED = DataLoader(TensorDataset(torch.arange(8.0)))
         (lambda walk: iter(DataLoader(Numbers())), True),
         (lambda walk: iter(FIXED), True),
         (lambda walk: endless(FIXED), True),
+        (lambda walk: Stream(FIXED), True),
         (lambda walk: FIXED, False),
         (lambda walk: (number for number in range(8)), False),
         (lambda walk: walk, False),
@@ -270,7 +332,10 @@ def test_a_stream_that_is_kept_or_made_in_each_epoch_is_not_named():
         numbers = Kept()
         loader = DataLoader(numbers)
         iterator = iter(loader)
-        run.keep(numbers=numbers)
+        more_numbers = Numbers()
+        more_loader = DataLoader(more_numbers)
+        stream = Stream(more_loader)
+        run.keep(numbers=numbers, stream=stream)
         for epoch in run.epochs(2):
             in_epoch = iter(DataLoader(Numbers()))
             next(in_epoch)

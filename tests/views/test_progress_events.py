@@ -94,7 +94,8 @@ def test_a_stream_is_named_at_its_first_report_and_each_resumption(stored):
     tell(ProgressReader(stored).read())
     assert console.export_text().splitlines() == [
         "stream batches: its position is not kept, so that a resumed trial reads it from its start "
-        "and may get another value; create it in each epoch",
+        "and may get another value; create it in each epoch, or keep it as "
+        "run.keep(stream=studyloom.Stream(…))",
         "trial 0 resumes after epoch 2, since its worker died: it was killed; stream batches "
         "starts again, so the value may be another",
     ]

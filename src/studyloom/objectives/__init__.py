@@ -9,5 +9,6 @@ __all__ = [
     "loop",
     "loop_run",
     "objective",
+    "stream",
     "user_functions",
 ]

@@ -33,6 +33,7 @@ from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import Infeasible, UndefinedMetric
 from studyloom.objectives.objective import Attempt
+from studyloom.objectives.stream import Stream, list_sources
 from studyloom.seeds import derive
 from studyloom.space.rule import Condition, Cost
 from studyloom.storage.attributes import COLUMNS, LARGEST
@@ -328,7 +329,8 @@ class Run:
         If the trial resumes from a checkpoint, this call restores each of them.
 
         Args:
-            parts: objects with `state_dict` and `load_state_dict`, by names that you choose.
+            parts: objects with `state_dict` and `load_state_dict`, by names that you choose. Give
+                data that are read on from epoch to epoch as a `studyloom.Stream`.
 
         Raises:
             TypeError: an object lacks these methods, or a checkpoint cannot hold its state.
@@ -732,9 +734,13 @@ def _find_streams(variables: Mapping[str, object], parts: Sequence[object]) -> l
 
     Args:
         variables: the loop's variables, by name.
-        parts: the objects that the loop keeps.
+        parts: the objects that the loop keeps. With a `Stream`, its iterable is kept too.
     """
-    return [name for name, value in variables.items() if _is_stream(value, parts)]
+    kept = [*parts]
+    for part in parts:
+        if isinstance(part, Stream):
+            kept += list_sources(part)
+    return [name for name, value in variables.items() if _is_stream(value, kept)]
 
 
 def _is_stream(value: object, parts: Sequence[object]) -> bool:
@@ -749,7 +755,7 @@ def _is_stream(value: object, parts: Sequence[object]) -> bool:
     """
     if _is_among(value, parts):
         return False
-    if isinstance(value, IterableDataset):  # it may have a position
+    if isinstance(value, Stream | IterableDataset):  # an IterableDataset may have a position
         return True
     if isinstance(value, DataLoader):
         # Each epoch iterates over it from its beginning, unless its Dataset has a position.

@@ -545,7 +545,8 @@ class Resumptions:
                     say(
                         self.console,
                         f"stream {names}: its position is not kept, so that a resumed trial reads "
-                        "it from its start and may get another value; create it in each epoch",
+                        "it from its start and may get another value; create it in each epoch, or "
+                        "keep it as run.keep(stream=studyloom.Stream(…))",
                     )
                     self._streams_shown = True
                     return
