@@ -15,6 +15,11 @@ from studyloom.errors import DataError
 
 
 class Stream(IterableDataset):
+    """Its length is known, and its `__getitem__` is that of the base class, which only raises."""
+
+    def __len__(self):
+        return 1
+
     def __iter__(self):
         yield torch.zeros(1), 0
 

@@ -15,7 +15,7 @@ from optuna.distributions import FloatDistribution
 from optuna.pruners import NopPruner
 from optuna.samplers import RandomSampler
 from torch import nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import studyloom as sl
 from studyloom.data.training_data import TrainingData
@@ -47,6 +47,16 @@ class Points(Dataset):
 
     def __getitem__(self, index):
         return torch.tensor([float(index), 1.0]), self.targets[index]
+
+
+class Numbers(IterableDataset):
+    """A stream of a known length."""
+
+    def __len__(self):
+        return 8
+
+    def __iter__(self):
+        return iter(torch.arange(8.0))
 
 
 def pair(count, dtype=torch.long):
@@ -238,6 +248,11 @@ def test_all_errors_of_a_call_are_reported_together_and_leave_no_files(tmp_path,
         lambda: sl.search(Net, data=None): ["data must be a pair"],
         lambda: sl.search(Net, data=(pair(9)[0], pair(8)[1])): ["9 inputs have 8 targets"],
         lambda: sl.search(Net, data=(pair(9), 3)): ["data must be a pair .*got tuple"],
+        lambda: sl.search(Net, data=(Numbers(), Numbers())): [
+            r"must be map-style .*got an IterableDataset, Numbers; .*studyloom\.Stream\("
+        ],
+        lambda: sl.search(Net, data=DataLoader(Numbers())): ["got an IterableDataset, Numbers"],
+        lambda: sl.search(Net, data=DataLoader(Points(9))): ["got a DataLoader; .*loader.dataset"],
     }.items():
         with pytest.raises(sl.ConfigError) as caught:
             call()

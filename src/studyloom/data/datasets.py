@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
-from torch.utils.data import Subset
+from torch.utils.data import IterableDataset, Subset
 
 from studyloom.data.data_source import DataSource
 from studyloom.data.examples import (
@@ -326,8 +326,10 @@ class Datasets(DataSource):
             raise
         except Exception as error:  # a user's class may raise anything
             raise DataError(f"{key}: {name_error(error)}") from error
-        # The examples of an IterableDataset can be neither held out nor drawn by their number.
-        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        # The examples of an IterableDataset can be neither held out nor drawn by their number. It
+        # may have `__len__`, and inherits a `__getitem__` that only raises an error.
+        has_methods = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+        if not has_methods or isinstance(dataset, IterableDataset):
             raise DataError(
                 f"{key} must be a map-style Dataset, with __len__ and __getitem__, "
                 f"{TRAIN_IT_YOURSELF}; got {type(dataset).__name__}"

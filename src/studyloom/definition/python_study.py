@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from torch import nn
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from studyloom.config.config_sources import GROUPS, NETWORK_OPTIONS
 from studyloom.config.invocation import read_sections
@@ -748,8 +748,9 @@ def _as_dataset(value: object) -> MapDataset | None:
         None for any other value.
 
     Raises:
-        ConfigError: the tensors or arrays cannot be data.
+        ConfigError: the tensors or arrays cannot be data, or the value is a stream or a DataLoader.
     """
+    _refuse_streams(value)
     if type(value) is TensorDataset:
         for tensor in value.tensors:
             _to_tensor(tensor)  # raises the error
@@ -764,6 +765,25 @@ def _as_dataset(value: object) -> MapDataset | None:
     if isinstance(value, MapDataset) and not is_array:
         return value
     return None
+
+
+def _refuse_streams(value: object) -> None:
+    """Raises ConfigError for an IterableDataset or a DataLoader, and says what to give instead."""
+    dataset = value
+    if isinstance(value, DataLoader):
+        dataset = value.dataset
+    if isinstance(dataset, IterableDataset):
+        raise ConfigError(
+            "data must be map-style Datasets, with __len__ and __getitem__, so that examples can "
+            f"be held out; got an IterableDataset, {type(dataset).__name__}; give its examples as "
+            "a map-style Dataset, or read it in a custom training loop without data=…, which keeps "
+            "its position by run.keep(stream=studyloom.Stream(…))"
+        )
+    if isinstance(value, DataLoader):
+        raise ConfigError(
+            "data must be Datasets; got a DataLoader; give its Dataset, loader.dataset, and "
+            "the size of its batches as train={'batch_size': …}"
+        )
 
 
 def _to_tensor(value: object) -> torch.Tensor:
