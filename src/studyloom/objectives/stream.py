@@ -68,8 +68,8 @@ class Stream(Generic[Item]):
                 for batch in itertools.islice(stream, 500):  # an epoch is 500 batches
                     ...
 
-    Each `for` continues where the last one stopped, also after a `break`. A pass ends the `for`,
-    and the next one begins another pass. Within a trial that is resumed, the stream opens the
+    Each `for` continues where the last one stopped, also after a `break`. The end of a pass ends
+    the `for`, and the next one begins another pass. In a resumed trial, the stream opens the
     iterable again and skips as many items as the present pass had given; that takes the time of
     loading them. An iterable with `state_dict` and `load_state_dict` restores its position itself;
     the pass after that one must begin at the first item again.
@@ -82,7 +82,7 @@ class Stream(Generic[Item]):
 
     Args:
         iterable: a DataLoader, an iterable Dataset, or anything else that begins again with each
-            `for`. Keep no Dataset of it besides, since its position would count twice.
+            `for`. Do not give `run.keep` its Dataset too: the position would count twice.
 
     Attributes:
         iterable: the iterable.
@@ -90,7 +90,7 @@ class Stream(Generic[Item]):
         items: the number of items that the present pass has given.
 
     Raises:
-        TypeError: the iterable is none, or is an iterator, such as a generator, which cannot begin
+        TypeError: it is no iterable, or it is an iterator, such as a generator, which cannot begin
             again.
         ValueError: a DataLoader has `persistent_workers=True`.
 
