@@ -8,7 +8,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from studyloom.errors import CommandFailed
-from studyloom.extras.integrations.printed_values import NamedValueReader, find_steps
+from studyloom.extras.integrations.printed_values import (
+    NamedValueReader,
+    find_named_numbers,
+    find_steps,
+)
 from studyloom.extras.integrations.script import Script, ScriptOutput
 
 
@@ -132,6 +136,15 @@ def test_many_blanks_after_the_word_of_a_step_cost_no_time():
         "iter": 4
     }
     assert time.perf_counter() - began < 10  # it took minutes, with the cube of the blanks
+
+
+def test_a_long_word_of_many_names_costs_no_time():
+    began = time.perf_counter()
+    assert find_named_numbers(f"@loss 0.2, hits@k: 0.5, {'a@' * 20_000}b") == {
+        "loss": "0.2",
+        "hits@k": "0.5",
+    }
+    assert time.perf_counter() - began < 5  # it took a minute, with the square of the length
 
 
 def test_values_without_a_step_are_counted():

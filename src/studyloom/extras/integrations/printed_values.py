@@ -16,8 +16,12 @@ SEPARATOR = r"['\"]?(?:\s*(?:[=:|]|->)\s*|\s+)['\"]?(?:[A-Za-z][\w.]*\()?"
 START_OF_NAME = r"(?<![\w./-])"
 NO_BEST = r"(?<![Bb]est )(?<!BEST )(?<![Bb]est: )"  # "best val_acc 0.95" repeats an earlier value
 WORD = r"[A-Za-z_][\w./@-]*"
+# A name does not begin within a word, such as after the @ of hits@k: otherwise each @ of a long
+# word would cost a search to its end.
+NOT_IN_WORD = r"(?<![\w./@-]@)"
 NAMED_NUMBER = re.compile(
-    rf"{START_OF_NAME}(?P<name>{WORD}(?: {WORD}){{0,2}}){SEPARATOR}(?P<value>{NUMBER})(?!\w)"
+    rf"{START_OF_NAME}{NOT_IN_WORD}(?P<name>{WORD}(?: {WORD}){{0,2}})"
+    rf"{SEPARATOR}(?P<value>{NUMBER})(?!\w)"
 )
 BARE_NUMBER = re.compile(rf"(?<![\w.])(?:{NUMBER})(?![\w.])")
 START_OF_NUMBER = re.compile(r"[-+]?\.?\d|[-+]?(?:nan|inf|NaN|Inf)|[-–—]+$")
