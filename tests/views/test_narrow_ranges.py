@@ -102,6 +102,11 @@ def test_complete_trials_come_first_then_those_at_the_last_rung():
         (FloatDistribution(0.1, 2.1), "low", FloatDistribution(0.0, 2.1)),
         (FloatDistribution(-1.0, 1.0), "low", FloatDistribution(-2.0, 1.0)),
         (FloatDistribution(0.0, 5.0, step=0.5), "high", FloatDistribution(0.0, 7.5, step=0.5)),
+        (FloatDistribution(0.05, 0.85, step=0.1), "high", None),  # the next step is beyond 0.9
+        (FloatDistribution(0.05, 0.85, step=0.1), "low", None),
+        (FloatDistribution(0.2, 0.7, step=0.1), "high", FloatDistribution(0.2, 0.9, step=0.1)),
+        (FloatDistribution(0.2, 0.7, step=0.1), "low", FloatDistribution(0.0, 0.7, step=0.1)),
+        (FloatDistribution(1e7, 1e7 + 1), "high", FloatDistribution(1e7, 1e7 + 1.5)),
         (IntDistribution(4, 256, log=True), "high", IntDistribution(4, 1024, log=True)),
         (IntDistribution(4, 256, log=True), "low", IntDistribution(1, 256, log=True)),
         (IntDistribution(1, 20), "low", None),

@@ -31,6 +31,7 @@ FEWEST_VALUES = (
 )
 LOG_FACTOR = 10  # by which a logarithmic range of floats is widened
 INT_FACTOR = 4  # by which a logarithmic range of integers is widened
+ROUNDING = 1e-9  # of a step: more than a rounding error of the number of steps
 NEARLY_ONE = 0.9  # the least high end of a range of shares, which needs no values beyond it
 
 NumberRange = IntDistribution | FloatDistribution
@@ -171,23 +172,33 @@ def widen(distribution: NumberRange, end: End) -> NumberRange | None:
     if distribution.log:
         return FloatDistribution(_round(low / LOG_FACTOR), high, log=True)
     step = distribution.step
-    width = (high - low) / 2
-    if step is not None:  # a whole number of steps
-        width = step * math.ceil(width / step)
-    if end == "high":
-        is_share = low >= 0 and NEARLY_ONE <= high <= 1
-        if is_share:
-            return None
-        new_high = high + width
-        if low >= 0 and high < 1:
-            new_high = min(new_high, NEARLY_ONE)
-        return FloatDistribution(low, _round(new_high), step=step)
-    if low == 0:
+    room = _measure_room(distribution, end)
+    width = min((high - low) / 2, room)
+    if step is not None:  # a whole number of steps, so that all of its values stay
+        steps = math.ceil((high - low) / 2 / step)
+        if room < math.inf:
+            steps = min(steps, math.floor(room / step + ROUNDING))
+        width = steps * step
+    if width <= 0:
         return None
-    new_low = low - width
-    if low > 0:
-        new_low = max(0.0, new_low)
-    return FloatDistribution(_round(new_low), high, step=step)
+    if end == "high":
+        return FloatDistribution(low, _round(high + width), step=step)
+    return FloatDistribution(_round(low - width), high, step=step)
+
+
+def _measure_room(distribution: FloatDistribution, end: End) -> float:
+    """Returns by how much a linear range can be widened at an end; infinity without a limit."""
+    low = distribution.low
+    high = distribution.high
+    if low < 0:
+        return math.inf
+    if end == "low":
+        return low
+    if high > 1:
+        return math.inf
+    if high >= NEARLY_ONE:
+        return 0.0
+    return NEARLY_ONE - high
 
 
 def _widen_integers(distribution: IntDistribution, end: End) -> IntDistribution | None:
@@ -213,5 +224,5 @@ def _widen_integers(distribution: IntDistribution, end: End) -> IntDistribution 
 
 
 def _round(value: float) -> float:
-    """Rounds the end of a range to six digits, so that it reads as one would write it."""
-    return float(f"{value:.6g}")
+    """Rounds the end of a range to twelve digits, so that it reads as one would write it."""
+    return float(f"{value:.12g}")
