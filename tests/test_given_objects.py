@@ -489,6 +489,7 @@ def test_the_winner_of_an_optuna_objective_is_tested_once_with_new_seeds(test, t
             scores = winner.details["test"]
             assert len(winner.details["seeds"]) == len(scores["winner"]["values"]) == 3
             assert scores["test_set_uses"] == 1
+            assert "final-training" not in winner.details["reused_trainings"], "it trains again"
     assert len(CALLS) == 3 + 3 * 3, "the search, and the re-evaluation of three with three seeds"
 
 

@@ -11,7 +11,7 @@ from studyloom.definition.definition import SECTIONS, Definition
 from studyloom.space.tree import Configuration
 from studyloom.storage.attributes import DEFINED
 from studyloom.storage.ledger import Store
-from studyloom.storage.stored_study import StoredStudy
+from studyloom.storage.stored_study import FINAL_TRAINING, StoredStudy
 from studyloom.training.checkpoint import pack_weights
 from studyloom.winner.candidates import CandidateId, CandidateTrainings, Training
 from studyloom.winner.evaluation import Evaluation
@@ -120,10 +120,16 @@ def evaluate_winner(
 
 
 def count_reused_trainings(evaluation: Evaluation) -> dict[str, tuple[int, int]]:
-    """Counts the trainings of each stage that were reused from earlier results, and all of them."""
+    """Counts the trainings of each stage that were reused from earlier results, and all of them.
+
+    The final training of an Optuna objective is not counted: its test trains again by itself.
+    """
     counts = {}
     for stage in evaluation.later:
-        if stage.title in STAGES:
+        is_counted = stage.title in STAGES
+        if stage.title == FINAL_TRAINING and evaluation.study.definition.has_optuna_objective:
+            is_counted = False
+        if is_counted:
             counts[stage.title] = stage.count_reused()
     return counts
 
