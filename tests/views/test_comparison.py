@@ -21,6 +21,7 @@ from studyloom.views.comparison import (
     draw_curves,
     find_differences,
     list_winners,
+    make_table,
     read_studies,
     render,
 )
@@ -99,6 +100,15 @@ def test_a_comparison_says_which_study_leads_and_shows_the_winners(tmp_path):
         tests.append(store_run(tmp_path / name, values(0.9), result=result))
     tested = describe_lead(read_runs(*tests))
     assert tested.startswith("e leads: accuracy 0.7000 on the test set, 0.1000 better than f.")
+
+
+def test_a_comparison_counts_the_trials_that_have_begun_and_not_ended(tmp_path):
+    paused = [a_trial(number, TrialState.RUNNING) for number in range(2, 8)]
+    stopped = store_run(tmp_path / "a", [*values(0.5, 0.6), *paused])
+    _, *rows = make_table(read_runs(stopped, store_run(tmp_path / "b", values(0.9)))).rows
+    cells = {row[0]: row[1:] for row in rows}
+    assert cells["trials"] == ("2 of 40", "1 of 40")
+    assert cells["begun, not ended"] == ("6", "0")
 
 
 def test_replaced_and_external_trials_take_no_place_on_the_axis_of_trials(tmp_path):

@@ -208,6 +208,7 @@ def make_table(studies: Sequence[ComparedStudy]) -> PageTable:
     columns = []
     for study in studies:
         facts = collect_facts(study)
+        outcomes = study.snapshot.outcomes
         test = words.format_number(facts.test)
         if facts.std is not None:
             test += f" ± {words.format_number(facts.std)}"
@@ -215,7 +216,8 @@ def make_table(studies: Sequence[ComparedStudy]) -> PageTable:
             "best, search": words.format_number(facts.best),
             "test": test,
             "over its baseline, test": words.format_number(facts.difference, "+"),
-            "trials": f"{facts.trials} of {facts.budget}",
+            "trials": words.format_done(study.snapshot),
+            "begun, not ended": str(outcomes.get("paused", 0) + outcomes.get("running", 0)),
             "pruned, failed": f"{facts.pruned}, {facts.failed}",
             "epochs of the search": str(facts.epochs),
             "from first start to last end": _format_duration(facts.seconds),
