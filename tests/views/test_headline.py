@@ -5,6 +5,7 @@ import pytest
 import yaml
 from made_trials import a_trial
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
 from results import result_of
 from toys import fill, two_sided
 
@@ -153,6 +154,8 @@ def test_the_sentence_of_a_running_search_describes_the_best_so_far(stored, stud
     )
     empty = make_headline(take_snapshot(study_of(name="empty")))
     assert empty == "No trial is complete yet, after 0 of 40 trials"
+    failed = study_of([a_trial(n, TrialState.FAIL) for n in range(40)], name="failed")
+    assert make_headline(take_snapshot(failed)) == "No trial is complete, after 40 of 40 trials"
 
 
 def test_a_headline_names_each_hyperparameter_by_its_shortest_unique_name():

@@ -232,10 +232,17 @@ def explain_spread(summary: Summary) -> str:
 # A snapshot of the study
 
 
-def explain_no_best(snapshot: Snapshot) -> str:
-    """Says why a study has no best trial."""
+def explain_no_best(snapshot: Snapshot, *, is_halted: bool = False) -> str:
+    """Says why a study has no best trial.
+
+    Args:
+        is_halted: whether the study has stopped itself, so that no trial follows.
+    """
     if snapshot.rule is not None and snapshot.outcomes.get("complete"):
         return f"no complete trial satisfies {one_line(snapshot.rule)}"
+    has_run_all = snapshot.done > 0 and snapshot.left == 0
+    if is_halted or has_run_all:
+        return "no trial is complete"
     return "no trial is complete yet"
 
 
@@ -290,7 +297,7 @@ def make_best_fact(stored: StoredStudy, snapshot: Snapshot) -> Fact:
     """Says which trial is the best of the search, and what the baseline is and has there."""
     best = snapshot.best
     if best is None:
-        explanation = explain_no_best(snapshot)
+        explanation = explain_no_best(snapshot, is_halted=stored.halted() is not None)
     else:
         explanation = f"trial {best.number}{format_costs(map_costs(snapshot, best))}"
     baseline = snapshot.baseline
