@@ -79,14 +79,13 @@ def test_search_reevaluation_and_final_training_are_one_progress(stored):
     # One worker: two trials, then four trainings, then four.
     assert progress.eta == pytest.approx(100, abs=5)
     assert progress.is_at_work
-    assert make_time_fact(progress, [], is_live=False).explanation.startswith(
-        "search: 2 of 4 trials; "
-    )
+    stages = "search, then re-evaluation, then final training"
+    assert make_time_fact(progress, [], is_live=False).explanation.startswith(f"{stages}; ETA ")
     assert make_winner_fact(progress, None).explanation == (
         "not yet: re-evaluation 0/4, final training 0/4"
     )
     assert progress.describe_now()[:2] == ["search: 2 of 4 trials", then]
-    assert make_time_fact(progress, [], is_live=True).explanation == "search: 2 of 4 trials"
+    assert make_time_fact(progress, [], is_live=True).explanation == stages
     set_control(stored, "pause")
     assert reader.read().is_at_work
     assert "pausing: 1 trial is released at its last epoch" in reader.read().describe_now()

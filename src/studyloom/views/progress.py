@@ -195,18 +195,28 @@ class Progress:
         return f"{STAGE_NAMES[self.title]}: {', '.join(counts)}"
 
     @property
-    def later_text(self) -> str:
-        """The stages after the current one, with the numbers of their trainings; else ""."""
+    def later_stages(self) -> Sequence[StageProgress]:
+        """The stages after the current one; none after the test and the end."""
         titles = [stage.title for stage in self.stages]
         if self.title not in titles:
-            return ""
+            return ()
         next_position = titles.index(self.title) + 1
-        texts = []
-        for stage in self.stages[next_position:]:
-            texts.append(f"{STAGE_NAMES[stage.title]} {stage.budget}")
+        return self.stages[next_position:]
+
+    @property
+    def later_text(self) -> str:
+        """The stages after the current one, with the numbers of their trainings; else ""."""
+        texts = [f"{STAGE_NAMES[stage.title]} {stage.budget}" for stage in self.later_stages]
         if not texts:
             return ""
         return f"then {', '.join(texts)}"
+
+    @property
+    def stage_names_text(self) -> str:
+        """The current stage and those after it, such as "search, then re-evaluation"."""
+        names = [STAGE_NAMES[self.title]]
+        names += [STAGE_NAMES[stage.title] for stage in self.later_stages]
+        return ", then ".join(names)
 
     @property
     def best_text(self) -> str:

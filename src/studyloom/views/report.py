@@ -255,7 +255,7 @@ def make_time_fact(
         duration = format_duration(period.seconds)
         explanation.append(f"from {period.start:%Y-%m-%d %H:%M}")
     if progress.is_at_work:
-        activity = progress.stage_text
+        activity = progress.stage_names_text  # other facts have the counts of each stage
         if not is_live:
             activity += f"; {progress.eta_text}"
             if progress.control_text:
