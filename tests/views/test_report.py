@@ -18,7 +18,7 @@ from studyloom.errors import UndrawnReport
 from studyloom.metrics import ObjectiveValue
 from studyloom.storage.attributes import BASELINE, FAILURE, HALTED, PROPOSED, REASON, TRACEBACK
 from studyloom.storage.opening import create_study
-from studyloom.storage.stored_study import StoredStudy
+from studyloom.storage.stored_study import StoredStudy, rank_by_value
 from studyloom.views import page as pages
 from studyloom.views import parameter_sections, report
 from studyloom.views.importances import compute_importances
@@ -256,6 +256,8 @@ def test_the_first_screen_of_a_failed_study_says_how_to_repair_it(study_of, tmp_
     assert "The study stopped itself, since 3 of 3 trials failed alike." in head
     assert f"<code>studyloom redo &#39;{tmp_path}/a run&#39; --failed</code>" in head
     assert re.findall("<details( open)?><summary>traceback", rest) == [" open", "", ""]
+    assert "no trial is complete;" not in head
+    assert ">no trial is complete<" in head, "without the word yet, since no trial follows"
 
 
 def test_two_objectives_have_a_front_and_importances_for_each(sqlite_url):
@@ -653,8 +655,7 @@ def test_the_table_has_the_best_trial_first_and_those_without_a_value_last(study
     trials.append(a_trial(3, TrialState.FAIL))
     stored = study_of(trials)
     for sign, order in ((1, [1, 2, 0, 3]), (-1, [0, 2, 1, 3])):
-        ranks = report._rank_by_value(stored.trials(), sign)
-        assert sorted(ranks, key=ranks.get) == order
+        assert [trial.number for trial in rank_by_value(stored.trials(), sign)] == order
     page = render(stored, None, "")
     assert re.findall(r'<tr id="trial-(\d+)"', page) == ["1", "2", "0", "3"]
     assert 'aria-sort="descending"' in page

@@ -134,6 +134,8 @@ def status_exit_code(progress: "Progress", stored: "StoredStudy") -> int:
 def trials(arguments: argparse.Namespace) -> None:
     """Lists every trial of a study: its number, state, value, time and hyperparameters.
 
+    The best trial comes first; with --csv and --json, the trials are in the order of their numbers.
+
     With a number, shows how that trial ended, its values, and its hyperparameters next to those of
     the baseline.
     """

@@ -4,8 +4,9 @@ A study is a search or a *later stage* of one, such as the re-evaluation: a furt
 same database, whose name begins with that of the search.
 """
 
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -459,6 +460,22 @@ def value_of(trial: FrozenTrial | None, objective: int = 0) -> float | None:
     if trial is None or trial.values is None:
         return None
     return float(trial.values[objective])
+
+
+def rank_by_value(trials: Iterable[FrozenTrial], sign: int) -> list[FrozenTrial]:
+    """Returns trials by their first value, the best first, then those without one by number.
+
+    Args:
+        sign: 1 if more is better, else -1.
+    """
+
+    def sort_key(trial: FrozenTrial) -> tuple[bool, float, int]:
+        value = value_of(trial)
+        if value is None or math.isnan(value):
+            return True, 0.0, trial.number
+        return False, -sign * value, trial.number
+
+    return sorted(trials, key=sort_key)
 
 
 def open_in_same_database(stored: StoredStudy, name: str) -> StoredStudy | None:

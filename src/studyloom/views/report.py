@@ -4,7 +4,6 @@ It can be written while the search runs; a sentence replaces a figure that canno
 add a section, yield it in `read_report`, and add its words to assets/report/sections.toml.
 """
 
-import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -16,7 +15,7 @@ from optuna.trial import FrozenTrial
 from studyloom.errors import StudyloomError, UndrawnReport
 from studyloom.files import write_whole
 from studyloom.storage import trial_tables
-from studyloom.storage.stored_study import StoredStudy, value_of
+from studyloom.storage.stored_study import StoredStudy, rank_by_value
 from studyloom.storage.trial_record import TrialRecord, shown_state
 from studyloom.text import (
     format_duration,
@@ -577,7 +576,8 @@ def render_trials(
     trials_by_number = {trial.number: trial for trial in stored.trials()}
     trials = [trials_by_number[number] for number in columns["number"]]
     rows = _make_trial_rows(trials, shown_columns, snapshot, winner_number, run_dir)
-    ranks = _rank_by_value(trials, stored.sign)
+    ranked_trials = rank_by_value(trials, stored.sign)
+    ranks = {trial.number: rank for rank, trial in enumerate(ranked_trials)}
     rows.sort(key=lambda row: ranks[row.number])
     section = make_section("trials", [page.Trials(head, rows)])
     if len(parameters) < len(ranked):
@@ -587,23 +587,6 @@ def render_trials(
         )
         section = replace(section, caption=f"{section.caption} {note}")
     return section
-
-
-def _rank_by_value(trials: Sequence[FrozenTrial], sign: int) -> dict[int, int]:
-    """Returns the rank of each trial by its number: the best value first, then those without one.
-
-    Args:
-        sign: 1 if more is better, else -1.
-    """
-
-    def sort_key(trial: FrozenTrial) -> tuple[bool, float, int]:
-        value = value_of(trial)
-        if value is None or math.isnan(value):
-            return True, 0.0, trial.number
-        return False, -sign * value, trial.number
-
-    ranked = sorted(trials, key=sort_key)
-    return {trial.number: rank for rank, trial in enumerate(ranked)}
 
 
 def _make_trial_rows(

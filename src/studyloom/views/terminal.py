@@ -27,7 +27,7 @@ from rich.text import Text
 
 from studyloom.processes import discard_output
 from studyloom.storage.failures import FailureCount, describe_resumption
-from studyloom.storage.stored_study import SEARCH, StoredStudy
+from studyloom.storage.stored_study import SEARCH, StoredStudy, rank_by_value
 from studyloom.storage.trial_record import TrialRecord, describe_state
 from studyloom.text import (
     format_duration,
@@ -273,6 +273,7 @@ def list_failures(failures: Sequence[FailureCount]) -> list[str]:
 def print_trials(stored: StoredStudy, console: Console) -> None:
     """Prints each trial: number, state, values, time, hyperparameters or reason.
 
+    The best trial comes first, and those without a value come last, as in the table of a report.
     A pipe or a file gets a line for each. In a terminal, hyperparameters that do not fit follow in
     lines below the first ones.
     """
@@ -280,7 +281,7 @@ def print_trials(stored: StoredStudy, console: Console) -> None:
     rows = [("trial", "state", objectives, "time")]
     details = [["hyperparameters"]]
     snapshot = take_snapshot(stored)
-    for trial in snapshot.trials:
+    for trial in rank_by_value(snapshot.trials, stored.sign):
         record = TrialRecord(trial)
         time_text = ""
         if record.seconds is not None:
