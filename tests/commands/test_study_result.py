@@ -231,7 +231,7 @@ def test_winner_closes_the_database_of_a_study_that_it_refuses(searched, monkeyp
     def refuse(*_):
         raise ConfigError("another study definition")
 
-    monkeypatch.setattr("studyloom.commands.choose_winner.check_definition", refuse)
+    monkeypatch.setattr("studyloom.worker.open_study.check_definition", refuse)
     assert main(["winner", str(searched)]) == 2
     assert "another study definition" in capsys.readouterr().err
     assert not [*searched.glob("study.db-*")]

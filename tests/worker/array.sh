@@ -24,7 +24,7 @@ again=
 lives=4
 trap 'again=yes; [ "$!" ] && kill -TERM "$!"' USR2
 while [ "$lives" -gt 0 ]; do
-    /venv/bin/python -m studies.mnist 'storage.url=${oc.env:STUDYLOOM_STORAGE}' launcher=join &
+    /venv/bin/python -m studies.mnist 'storage.url=${oc.env:STUDYLOOM_STORAGE}' launcher=join launcher.begins=false &
     worker=$!
     [ "$again" ] && kill -TERM "$worker" # the signal came before there was this worker
     wait "$worker"

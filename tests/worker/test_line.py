@@ -118,4 +118,4 @@ def test_a_worker_is_the_command_without_its_launcher_settings(monkeypatch):
     arguments = ["x", "a.b=1", "launcher=local", "launcher.workers=3", "launchers=2"]
     monkeypatch.setattr(task.sys, "argv", arguments)
     worker = Command.of_this_process().worker_arguments()
-    assert worker[-3:] == ["a.b=1", "launchers=2", "launcher=join"]
+    assert worker[-4:] == ["a.b=1", "launchers=2", "launcher=join", "launcher.begins=false"]

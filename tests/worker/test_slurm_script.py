@@ -1,4 +1,4 @@
-"""The array script against the one in array.sh, and run with shells for workers.
+"""The array script, against the one in array.sh and with shells for workers; and a task's command.
 
 chaos/ has a real SLURM.
 """
@@ -10,17 +10,22 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from commands import QUICK, study
 from live_processes import until
 
 from studyloom.errors import LaunchError
 from studyloom.extras.slurm import Slurm
+from studyloom.storage.attributes import HALTED
 from studyloom.storage.failures import Limits
+from studyloom.storage.opening import open_study
 from studyloom.worker import task
-from studyloom.worker.task import Task
+from studyloom.worker.stopping import read_control, set_control
+from studyloom.worker.task import Command, Task
 
 GOLDEN = Path(__file__).with_name("array.sh")
 STORAGE = "storage.url=${oc.env:STUDYLOOM_STORAGE}"
-COMMAND = ["/venv/bin/python", "-m", "studies.mnist", STORAGE, "launcher=join"]
+JOIN = ("launcher=join", "launcher.begins=false")
+COMMAND = ["/venv/bin/python", "-m", "studies.mnist", STORAGE, *JOIN]
 
 
 def script_of(slurm, command=COMMAND, folder="/projects/my study", logs="/scratch/100% mine/logs"):
@@ -69,7 +74,7 @@ def test_the_job_is_printed_with_how_to_watch_and_to_cancel_it(submission, tmp_p
     for words in (f"s: job 17, its script {path}", *watch):
         assert words in printed
     assert "--array=0-1\n" in path.read_text()  # no more tasks than slots
-    assert "study.trials=9 launcher=join &" in path.read_text()
+    assert "study.trials=9 launcher=join launcher.begins=false &" in path.read_text()
     assert (tmp_path / "run" / "logs").is_dir()  # SLURM makes no folder for its logs
 
 
@@ -81,6 +86,62 @@ def test_why_sbatch_refuses_a_job_is_reported(submission, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(LaunchError, match="sbatch cannot be run here"):
         submission("")
+
+
+# The command of a task, run after it has waited in the queue
+
+
+class WaitingTask:
+    """A task that is queued: its study was begun by another command, and has open trials.
+
+    Attributes:
+        stored: the study.
+    """
+
+    def __init__(self, run_dir):
+        self.overrides = (*QUICK, "study.trials=2", f"run_dir={run_dir}")
+        begun = study(*self.overrides, "launcher=join", "study.timeout=0.001")
+        assert begun.returncode == 0, begun.stderr
+        self.stored = open_study(f"sqlite:///{run_dir}/study.db", "mnist")
+
+    def start(self, *overrides):
+        """Starts the task, and waits for its end."""
+        command = Command((), (*self.overrides, "launcher=slurm", *overrides))
+        return study(*command.worker_arguments())
+
+
+@pytest.fixture
+def waiting_task(tmp_path):
+    waiting = WaitingTask(tmp_path / "run")
+    yield waiting
+    waiting.stored.close()
+
+
+def test_a_task_that_starts_after_a_stop_or_a_halt_ends_without_a_trial(waiting_task):
+    stored = waiting_task.stored
+    set_control(stored, "stop")
+    stopped = waiting_task.start()
+    assert stopped.returncode == 3
+    resumption = "the command that began the study resumes here"
+    assert f"stopped by studyloom stop; {resumption}" in stopped.stdout
+    assert read_control(stored) == "stop"  # for the tasks after it
+    stored.optuna.set_user_attr("control", None)
+    stored.optuna.set_user_attr(HALTED, "RuntimeError: no kernel")
+    halted = waiting_task.start()
+    assert halted.returncode == 1
+    assert "RuntimeError: no kernel" in halted.stderr
+    assert stored.halted() == "RuntimeError: no kernel"
+    assert stored.trials() == []
+
+
+def test_a_task_joins_its_study_unless_its_config_has_changed_in_the_queue(waiting_task):
+    changed = waiting_task.start("train.epochs=3")
+    assert changed.returncode == 2
+    assert "train.epochs: 2 → 3" in changed.stderr
+    joined = waiting_task.start()
+    assert joined.returncode == 0, joined.stderr
+    assert len(waiting_task.stored.trials()) == 2
+    assert "launcher=join study.trials=4" in joined.stdout  # the command that continues the study
 
 
 # The script, run

@@ -14,7 +14,6 @@ from studyloom.commands.recording import begin_recording, explain_missing_winner
 from studyloom.config.study_config import StudyConfig
 from studyloom.errors import ConfigError, Interrupted
 from studyloom.storage.command_record import StoredCommand, end_command, recording_end
-from studyloom.storage.opening import check_definition
 from studyloom.views import run_details, terminal
 from studyloom.winner.evaluation import WinnerStages, read_evaluation
 from studyloom.winner.result import Result
@@ -156,8 +155,7 @@ def check_search_has_ended(study: OpenStudy) -> None:
         ConfigError: the search has not ended.
         DefinitionError: the study has another definition.
     """
-    stored = study.stored
-    check_definition(stored.name, stored.definition(), study.definition.identity(study.data.digest))
+    study.check_definition()
     open_trials = study.search.count_open_trials()
     if open_trials:
         raise ConfigError(

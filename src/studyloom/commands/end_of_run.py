@@ -104,7 +104,10 @@ def _explain_end(
         reason = stop.reason
         if stop.requested is not None:
             reason = f"stopped by {stop.requested}"
-        yield f"{reason}; {command.resumes} here"  # such as "...; the same command resumes here"
+        resumption = command.resumes  # such as "the same command resumes"
+        if not study.prepared.launcher.begins:  # such as a task of SLURM
+            resumption = "the command that began the study resumes"
+        yield f"{reason}; {resumption} here"
     else:
         reason = end_of_search(snapshot, trials, has_run_workers=has_run_workers)
         if reason:
@@ -149,7 +152,7 @@ def make_next_command(study: OpenStudy, command: Command, snapshot: Snapshot) ->
         sentence = f"{command.again} with {setting}"  # such as "the same call with trials=80"
         return sentence.split()
     key, _, _ = override.partition("=")
-    return [*command.as_typed, *command.without(key), override]
+    return [*command.as_typed, *command.without(key, "launcher.begins"), override]
 
 
 def find_continuation(snapshot: Snapshot, definition: Definition) -> str:

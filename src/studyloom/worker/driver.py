@@ -117,14 +117,17 @@ def run_study(
         reporting.show_dry_run(prepared.definition)
         return 0
     reporting.prepare(prepared)
+    launcher = prepared.launcher
+    may_begin = command.begins and launcher.begins
     with (
-        open_search(prepared, stop, create=command.begins) as study,
+        open_search(prepared, stop, create=may_begin) as study,
         obeying_requests(study, command, stop),
     ):
+        if not launcher.begins:
+            study.check_definition()  # the config may have changed since the study began
         task = make_task(study, stages, command)
-        if not command.is_worker:
+        if launcher.begins and not command.is_worker:
             reopen(stages.find_begun(study))  # a stage that has halted gets another chance
-        launcher = prepared.launcher
         if command.begins:
             workers = launcher.count_workers(task.count_open_trials())
             check_connections(study.prepared.url, workers)  # raises ConfigError if too few are left

@@ -43,7 +43,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Join(Launcher):
-    """One worker in this process; a thread renews its lease, and the worker after each epoch."""
+    """One worker in this process; a thread renews its lease, and the worker after each epoch.
+
+    Args:
+        begins: whether the command may begin a study, as `Launcher.begins` says. It is False for a
+            command that another launcher starts.
+    """
+
+    begins: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.begins, bool):
+            raise ValueError(f"launcher.begins must be true or false; got {self.begins!r}")
 
     def count_workers(self, slots: int) -> int:
         return min(1, slots)

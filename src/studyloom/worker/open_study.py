@@ -8,6 +8,7 @@ from studyloom.data.training_data import TrainingData
 from studyloom.decisions.strategy import Strategy
 from studyloom.decisions.warm_start import WarmStarts
 from studyloom.definition.definition import Definition
+from studyloom.storage.opening import check_definition
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.worker.callbacks import TrialCallback
 from studyloom.worker.stage import Stage
@@ -58,6 +59,16 @@ class OpenStudy:
     @property
     def run_dir(self) -> Path:
         return self.prepared.run_dir
+
+    def check_definition(self) -> None:
+        """Checks that the stored study has the definition of the config.
+
+        Raises:
+            DefinitionError: it has another one.
+        """
+        stored = self.stored
+        identity = self.definition.identity(self.data.digest)
+        check_definition(stored.name, stored.definition(), identity)
 
     def close(self) -> None:
         """Closes the connections; the last one of a SQLite file removes its two side files."""

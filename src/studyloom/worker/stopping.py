@@ -304,24 +304,26 @@ def following_requests(
 ) -> Iterator[None]:
     """Obeys the requests of other terminals to stop and to pause, while the body runs.
 
-    A thread looks for them once a second.
+    An earlier request counts from the start; then a thread looks for others once a second.
 
     Args:
         obeys_stop: Whether to obey a request to stop. A worker of a launcher does not: its launcher
             obeys the request, and then stops it.
     """
 
-    def follow(end: threading.Event) -> None:
-        """Passes each request that is stored with the study on to `stop`, until `end` is set."""
-        while True:
-            with contextlib.suppress(StudyloomError):  # the database may be away
-                request = read_control(stored)
-                stop.paused = request == "pause"
-                if request == "stop" and obeys_stop:
-                    stop.request("studyloom stop")
-                    return
-            if end.wait(POLL):
-                return
+    def look() -> None:
+        """Passes the request that is stored with the study on to `stop`."""
+        with contextlib.suppress(StudyloomError):  # the database may be away
+            request = read_control(stored)
+            stop.paused = request == "pause"
+            if request == "stop" and obeys_stop:
+                stop.request("studyloom stop")
 
+    def follow(end: threading.Event) -> None:
+        """Looks once a second, until `end` is set."""
+        while not end.wait(POLL):
+            look()
+
+    look()
     with running_in_thread(follow):
         yield

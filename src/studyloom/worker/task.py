@@ -40,7 +40,8 @@ class Command:
         age: returns the seconds for which the command has run.
         is_call: whether the user called a function instead.
         kind: the kind of thing that the user repeats to resume the study: a command, call or cell.
-        begins: whether it may begin a study; else it works on one that exists.
+        begins: whether it may begin a study, unless its launcher only joins one; else it works on
+            one that exists.
         is_worker: whether this process is the worker of a launcher that watches it. The tasks of a
             SLURM array are not: each is a command of its own, with the launcher `join`.
         line: the line to the launcher that has started this process, if one has.
@@ -98,9 +99,15 @@ class Command:
     def worker_arguments(self) -> list[str]:
         """Returns the arguments with which Python runs a worker of this command.
 
-        The worker has the launcher `join`, which runs trials in the process itself.
+        The worker has the launcher `join`, which runs trials in the process itself. It begins no
+        study: it may start long after this command, when the study has been stopped or has halted.
         """
-        return [*self.program, *self.without("launcher"), "launcher=join"]
+        return [
+            *self.program,
+            *self.without("launcher"),
+            "launcher=join",
+            "launcher.begins=false",
+        ]
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,15 @@ class Launcher(ABC):
     """
 
     may_fork: ClassVar[bool] = False
+
+    @property
+    def begins(self) -> bool:
+        """Returns whether a command with this launcher may begin a study.
+
+        If so, it creates a study that is missing, and resumes one that was stopped or has halted.
+        Otherwise it only joins a study that exists and runs.
+        """
+        return True
 
     @property
     def leaves_host(self) -> bool:
