@@ -129,7 +129,9 @@ def test_a_password_is_in_no_file_and_no_output(tmp_path, postgres_url):
     assert len(written) >= 11
     assert not any(CANARY.encode() in content for content in written)
     assert CANARY not in done.stdout + done.stderr
-    assert "***" in done.stdout
+    shown = studyloom("status", tmp_path, STUDYLOOM_STORAGE=postgres_url)
+    assert CANARY not in shown.stdout + shown.stderr
+    assert "***" in shown.stdout
 
 
 @pytest.mark.chaos
