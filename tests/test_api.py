@@ -520,7 +520,7 @@ def test_trials_lists_the_trials(finished, capsys):
 
     head, *lines = trials().splitlines()
     assert head.split() == ["trial", "state", "accuracy", "time", "hyperparameters"]
-    assert [line.split()[:2] for line in lines] == [[str(n), "complete"] for n in range(4)]
+    assert sorted(line.split()[:2] for line in lines) == [[str(n), "complete"] for n in range(4)]
     rows = finished.to_dicts()
     listed = json.loads(trials("--json"))
     assert [row["value"] for row in listed] == [row["value"] for row in rows]
