@@ -79,7 +79,10 @@ def test_an_untested_gain_is_judged_on_new_seeds():
     winner = {"trial": 4, "mean": 0.9, "values": (0.9, 0.9, 0.9)}
     won = judge(result_of(winner=winner, comparison=COMPARISON))
     gain = "0.0400 ± 0.0100 (standard error) on 3 new seeds"
-    assert won == f"The gain over the baseline is real: {gain}, more than chance explains."
+    assert won == (
+        f"The gain over the baseline is probably real: {gain}, above the margin for chance; no "
+        "test has confirmed it."
+    )
     own_margin = judge(result_of(winner=winner, comparison={**COMPARISON, "margin_is_set": True}))
     assert own_margin.startswith("Whether the gain over the baseline is real is not known")
 
@@ -106,7 +109,7 @@ def test_the_lead_of_the_winner_is_compared_with_the_noise_of_a_training(spread,
 
     rows = [candidate(4, 0.95), candidate(7, 0.93), candidate(9, 0.90)]
     result = result_of(winner=rows[0], candidates=rows, comparison=COMPARISON)
-    lead = judge(result).partition("explains. ")[2]
+    lead = judge(result).partition("confirmed it. ")[2]
     assert lead.startswith("The winner's lead over trial 7 (0.9500 ± ")
     assert " against 0.9300 ± " in lead
     assert verdict in lead

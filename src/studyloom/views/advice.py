@@ -200,7 +200,10 @@ def _judge_comparison(comparison: Comparison) -> str:
     """Says whether the gain on new seeds is more than chance, if there is no test."""
     gain = _format_gain(comparison)
     if comparison.error > 0 and not comparison.margin_is_set:
-        return f"The gain over the baseline is real: {gain}, more than chance explains."
+        return (
+            f"The gain over the baseline is probably real: {gain}, above the margin for chance; no "
+            "test has confirmed it."
+        )
     return f"Whether the gain over the baseline is real is not known: {gain}, and no interval."
 
 
