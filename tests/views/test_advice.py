@@ -113,7 +113,7 @@ def test_the_lead_of_the_winner_is_compared_with_the_noise_of_a_training(spread,
     assert lead.startswith("The winner's lead over trial 7 (0.9500 ± ")
     assert " against 0.9300 ± " in lead
     assert verdict in lead
-    assert judge(replace(result, candidates=result.candidates[:1])).endswith("chance explains.")
+    assert judge(replace(result, candidates=result.candidates[:1])).endswith("has confirmed it.")
 
 
 def test_it_is_said_why_the_best_of_the_search_is_not_the_winner():
