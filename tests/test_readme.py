@@ -253,7 +253,8 @@ def test_the_example_of_a_custom_study_in_the_readme_runs_unchanged(tmp_path):
 @pytest.mark.chaos
 def test_the_loop_of_the_guide_is_searched_and_tested(tmp_path):
     text = PAPERS[f"{SITE}/guides/custom-loop.md"]
-    (code,), (config,) = blocks(text, "python"), blocks(text, "yaml")
+    code, *_ = blocks(text, "python")
+    (config,) = blocks(text, "yaml")
     (tmp_path / "mine.py").write_text(code)
     (tmp_path / "mine.yaml").write_text(config)
     quick = ("study.trials=3", "params.epochs=1", "winner.seeds=2", "launcher.workers=1")
