@@ -20,6 +20,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -51,6 +53,7 @@ WORKER_PATIENCE = 30.0  # seconds that a worker waits for each of its trackers a
 PATIENCE = 300.0  # seconds that a command waits at its end for a tracker that sets no `patience`
 LIVE_INTERVAL = 5.0  # seconds between two writes of a trial that runs, and before the first one
 SILENT_WAIT = 2.0  # seconds that a command waits before a message says so
+EPOCH = "epoch"  # the name under which trackers get the epoch of numbers
 UNKNOWN_EPOCH_SECONDS = 0.001  # a short time, so that the points of a curve stay in order
 MAX_REASON_LENGTH = 300  # characters of an error in the log
 log = logging.getLogger(__name__)
@@ -88,6 +91,26 @@ class CurvePoint(NamedTuple):
     name: str
     value: float
     time: float
+
+
+def group_by_epoch(points: Sequence[CurvePoint]) -> Iterator[tuple[int, dict[str, object]]]:
+    """Yields each epoch of learning curves with its numbers by name, the epoch itself among them.
+
+    Args:
+        points: the points in the order of their epochs.
+    """
+    for epoch, points_of_epoch in groupby(points, attrgetter("epoch")):
+        numbers: dict[str, object] = {EPOCH: epoch}
+        for point in points_of_epoch:
+            numbers[one_line(point.name)] = point.value
+        yield epoch, numbers
+
+
+def plain_value(value: object) -> int | float | bool | str | None:
+    """Returns a value of a hyperparameter as JSON can hold it."""
+    if isinstance(value, int | float | bool | None):
+        return value
+    return one_line(str(value))
 
 
 @dataclass(frozen=True)

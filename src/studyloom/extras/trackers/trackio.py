@@ -2,24 +2,21 @@
 
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import groupby
-from operator import attrgetter
 from typing import Any
 
 from studyloom.extras.trackers.projection import (
-    CurvePoint,
     TrackedResult,
     TrackedStudy,
     TrackedTrial,
     Tracker,
+    group_by_epoch,
+    plain_value,
     require,
 )
 from studyloom.text import one_line
-
-EPOCH = "epoch"
 
 
 class Trackio(Tracker):
@@ -42,8 +39,8 @@ class Trackio(Tracker):
         self._close_running()
         run = self._begin_run(trial)
         try:
-            for epoch, points in groupby(trial.points, attrgetter("epoch")):
-                run.log(_collect_numbers(epoch, [*points]), step=epoch)
+            for epoch, numbers in group_by_epoch(trial.points):
+                run.log(numbers, step=epoch)
             if trial.values:
                 run.log({f"final/{one_line(name)}": value for name, value in trial.values.items()})
         finally:
@@ -57,9 +54,9 @@ class Trackio(Tracker):
             self._close_running()
             running = _RunningTrial(name, self._begin_run(trial))
             self._running = running
-        for epoch, points in groupby(trial.points, attrgetter("epoch")):
+        for epoch, numbers in group_by_epoch(trial.points):
             if epoch > running.last_epoch:
-                running.run.log(_collect_numbers(epoch, [*points]), step=epoch)
+                running.run.log(numbers, step=epoch)
                 running.last_epoch = epoch
 
     def write_result(self, result: TrackedResult) -> None:
@@ -96,7 +93,7 @@ class Trackio(Tracker):
             project=self.project,
             name=run_name,
             group=study.name,
-            config={key: _plain(value) for key, value in config.items()},
+            config={key: plain_value(value) for key, value in config.items()},
             resume="never",
             embed=False,
             auto_log_cpu=False,
@@ -137,14 +134,6 @@ def _finish_run() -> None:
     trackio.finish()
 
 
-def _collect_numbers(epoch: int, points: Sequence[CurvePoint]) -> dict[str, object]:
-    """Returns the numbers of an epoch by their name."""
-    numbers: dict[str, object] = {EPOCH: epoch}
-    for point in points:
-        numbers[one_line(point.name)] = point.value
-    return numbers
-
-
 def _silence_trackio() -> None:
     """Keeps Trackio from printing what it does in the threads of trackers.
 
@@ -159,10 +148,3 @@ def _silence_trackio() -> None:
 def _print_outside_of_trackers(*values: object, **options: Any) -> None:
     if not threading.current_thread().name.startswith("track."):
         print(*values, **options)
-
-
-def _plain(value: object) -> int | float | bool | str | None:
-    """Returns a value of a hyperparameter as JSON can hold it."""
-    if isinstance(value, int | float | bool | None):
-        return value
-    return one_line(str(value))

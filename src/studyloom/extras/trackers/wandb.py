@@ -6,24 +6,24 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import groupby
-from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from studyloom.extras.trackers.projection import (
+    EPOCH,
     PATIENCE,
     CurvePoint,
     TrackedResult,
     TrackedStudy,
     TrackedTrial,
     Tracker,
+    group_by_epoch,
+    plain_value,
     require,
 )
 from studyloom.text import one_line
 
-EPOCH = "epoch"
 STATE = "state"  # in the summary of a run, of the trial; written after its curves
 # The variable with which W&B hands its service on to child processes. The second of its parts is
 # the pid of the process that started the service.
@@ -146,7 +146,7 @@ class WandB(Tracker):
 
         def write(run: Any) -> None:
             """Writes the hyperparameters and values of the winner, and its files as an artifact."""
-            params = {name: _plain(value) for name, value in result.params.items()}
+            params = {name: plain_value(value) for name, value in result.params.items()}
             run.config.update(params, allow_val_change=True)
             run.summary.update({"winner": result.trial, **result.values})
             if result.files and self.mode != "disabled":
@@ -268,7 +268,7 @@ def _describe_run(trial: TrackedTrial) -> _RunSettings:
 
 def _begin_curves(run: Any, trial: TrackedTrial) -> None:
     """Writes the hyperparameters and facts of a trial; makes the epoch the axis of its curves."""
-    config = {name: _plain(value) for name, value in trial.params.items()}
+    config = {name: plain_value(value) for name, value in trial.params.items()}
     for name, text in trial.facts.items():
         config[f"studyloom.{name}"] = one_line(text)
     run.config.update(config, allow_val_change=True)
@@ -303,10 +303,7 @@ def _log_points(run: Any, points: Sequence[CurvePoint]) -> None:
 
     W&B's own step is the epoch, unless the run has a later step: W&B would ignore the points.
     """
-    for epoch, points_of_epoch in groupby(points, attrgetter("epoch")):
-        numbers: dict[str, object] = {EPOCH: epoch}
-        for point in points_of_epoch:
-            numbers[one_line(point.name)] = point.value
+    for epoch, numbers in group_by_epoch(points):
         step = None
         if epoch >= run.step:
             step = epoch
@@ -326,10 +323,3 @@ def _forget_inherited_service() -> None:
     is_of_this_process = len(parts) > 1 and parts[1] == str(os.getpid())
     if not is_of_this_process:
         del os.environ[SERVICE]
-
-
-def _plain(value: object) -> int | float | bool | str | None:
-    """Returns a value of a hyperparameter as JSON can hold it."""
-    if isinstance(value, int | float | bool | None):
-        return value
-    return one_line(str(value))
