@@ -130,6 +130,13 @@ def test_a_search_in_a_cell_is_one_output_whose_last_lines_are_the_result(cell, 
     assert len(cell) == 1
 
 
+def test_a_search_that_its_target_has_ended_says_how_the_call_continues(cell, tmp_path):
+    search_in_cell(tmp_path, study={"target": 1e6}, winner=False).close()
+    *_, call, reason = cell.lines
+    assert call == "next      run the cell again with study={'target': None}"
+    assert reason.startswith("the search ended after 1 of 3 trials: trial 0 has reached study.")
+
+
 def test_an_interrupted_cell_resumes_when_it_is_run_again(cell, tmp_path):
     during[:] = [lambda: None, lambda: signal.raise_signal(signal.SIGINT)]
     with pytest.raises(KeyboardInterrupt, match="stopped; run the cell again to resume it"):

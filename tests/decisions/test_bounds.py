@@ -1,6 +1,7 @@
 """The end of a stored search: workers, the next command and views come to the same one."""
 
 import math
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
@@ -73,6 +74,24 @@ def test_an_interrupted_trial_completes_after_the_search_has_ended(url, definiti
     assert stored.ledger.counts() == {"free": 13, "held": 0, "done": 11}
     assert all(trial.state.is_finished() for trial in stored.trials())
     assert read_forecast(stored).running == 0
+
+
+@pytest.mark.usefixtures("threads_are_workers")
+def test_a_trial_that_has_reached_the_target_is_followed_by_none(url, definition):
+    stored = fresh(url, definition, TRIALS)
+    done(stored, 8)  # with values from 0.50 to 0.57
+    work(definition, stored, TRIALS, Signal(2))
+    bounds = Bounds(target=0.55, trials=TRIALS)
+    set_bounds(stored, bounds)
+    assert read_forecast(stored).running == 1
+    work_side_by_side(definition, url, TRIALS, workers=2)
+    assert stored.ledger.counts() == {"free": 15, "held": 0, "done": 9}
+    ending = decide_early_end(open_study(url, "s"), TRIALS)
+    assert (ending.begun, ending.reached.number) == (9, 5)
+    assert read_forecast(stored).ending == ending
+    set_bounds(stored, replace(bounds, target=1.1))  # which no accuracy reaches
+    work(definition, stored, 10)
+    assert stored.ledger.counts()["done"] == 10
 
 
 def test_only_other_bounds_continue_an_ended_search(url, definition):

@@ -114,6 +114,20 @@ def test_a_search_ends_when_its_trials_have_cost_the_limit():
         assert find_ending(replace(bounds, cost=3.5), three) is None, "a limit may be raised"
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_search_ends_with_the_first_complete_trial_at_the_target(sign):
+    bounds = Bounds(target=sign * 0.7, trials=40, sign=sign)
+    below = outcomes([0.5, None, 0.69])
+    pruned = Outcome(3, True, 0.8, 3, is_complete=False)
+    assert find_ending(bounds, [*below, pruned]) is None
+    reached = Outcome(4, True, 0.7, 3, number=5)
+    better = Outcome(5, True, 0.9, 3, number=6)
+    found = find_ending(bounds, [*below, pruned, reached, better])
+    values = {1: "study.target=0.7 with 0.7000", -1: "study.target=-0.7 with −0.7000"}
+    assert found.reason == f"ended after 6 of 40 trials: trial 5 has reached {values[sign]}"
+    assert find_ending(replace(bounds, trials=6), [*below, pruned, reached, better]) is None
+
+
 # What is expected to be gained
 
 

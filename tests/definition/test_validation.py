@@ -339,6 +339,9 @@ BOUNDS = {
     (*STOP, "sampler=grid"): "sampler=grid tries each configuration of a list; set study.stop=null",
     (*TWO, *STOP): "in one value, and objective.metric names more than one; set study.stop=null",
     (*STOP, *BY_COST): "winner.rule chooses by parameters, and not by accuracy; set study.stop=nu",
+    (*TWO, "study.target=0.9"): "study.target=0.9 is a value of one metric, and objective.metric",
+    ("study.target=0.9", *BY_COST): "winner.rule chooses by parameters, and not by accuracy; set",
+    ("study.target=.inf",): "study.target must be a finite number, or null; got inf",
     ("objective.network=toys.make_network",): "objective.network is for a custom loop",
     ("cost.limit=5",): "cost.limit is spent by the hour; set cost.per_hour too, or cost.limit=null",
     ("study.max_attempts=0",): "study.max_attempts must be at least 1; got 0",
@@ -353,6 +356,7 @@ BOUNDED = (
     STOP,
     ("study.epochs=40", "sampler=grid"),
     ("cost.limit=5", "cost.per_hour=0.5"),
+    ("study.target=-0.5", "sampler=grid"),
 )
 
 
@@ -381,6 +385,7 @@ TIMED = {
     ("study.timeout=60",): "study.timeout=60.0 depends on when trials run; set study.timeout=null",
     ("study.trial_timeout=60",): "study.trial_timeout=60.0 depends on when trials run",
     ("study.epochs=40",): "study.epochs=40 depends on when trials run",
+    ("study.target=0.9",): "study.target=0.9 depends on when trials run",
     ("cost.limit=5", "cost.per_hour=0.5"): "cost.limit=5.0 depends on when trials run",
     ("pruner=median",): "pruner=median compares by MedianPruner with what has been reported until",
     ("pruner=auto", *LOOP): "pruner=auto compares by MedianPruner",

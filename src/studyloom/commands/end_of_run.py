@@ -56,6 +56,13 @@ def print_end(
     if halt is not None:
         headline = halt.headline
         traceback = halt.traceback
+    override = find_continuation(snapshot, study.definition)
+    next_command: list[str] = []
+    next_call = ""
+    if override and command.is_call:
+        next_call = f"{command.again} with {write_argument(override)}"
+    elif override:
+        next_command = make_next_command(command, override)
     end = RunEnd(
         headline=headline,
         snapshot=snapshot,
@@ -66,7 +73,8 @@ def print_end(
         notes=notes,
         advice=advice_lines.list_for_end(study.stored, snapshot, result),
         has_report=(study.run_dir / "report.html").exists(),
-        next_command=make_next_command(study, command, snapshot),
+        next_command=next_command,
+        next_call=next_call,
         last="\n".join(reasons),
     )
     print_run_end(end, console)
@@ -134,33 +142,41 @@ def end_of_search(snapshot: Snapshot, trials: int, *, has_run_workers: bool) -> 
     return f"the budget of {trials} trials is spent"
 
 
-def make_next_command(study: OpenStudy, command: Command, snapshot: Snapshot) -> list[str]:
-    """Returns the words of the command, or of the sentence, that continues a search.
-
-    It is empty if the search has not ended, or has tried all of the search space.
+def make_next_command(command: Command, override: str) -> list[str]:
+    """Returns the words of the command that continues a search by an override.
 
     Args:
         command: the command that has run the study.
     """
-    if study.definition.space.size() <= 1:
-        return []
-    override = find_continuation(snapshot, study.definition)
-    if not override:
-        return []
-    if command.is_call:  # a study from Python is continued by the same call
-        setting = override.removeprefix("study.")
-        sentence = f"{command.again} with {setting}"  # such as "the same call with trials=80"
-        return sentence.split()
     key, _, _ = override.partition("=")
     return [*command.as_typed, *command.without(key, "launcher.begins"), override]
 
 
+def write_argument(override: str) -> str:
+    """Writes an override as an argument of `search`.
+
+    For study.trials=80 it is trials=80, and for study.target=null it is study={'target': None}.
+    """
+    key, _, value = override.partition("=")
+    if value == "null":
+        value = "None"
+    section, name = key.split(".")
+    if key == "study.trials":
+        return f"{name}={value}"
+    return f"{section}={{'{name}': {value}}}"
+
+
 def find_continuation(snapshot: Snapshot, definition: Definition) -> str:
-    """Returns the override that continues a search that has ended; empty if it has not.
+    """Returns the override that continues a search that has ended.
+
+    It is empty if the search has not ended, or has tried all of the search space.
 
     The override doubles the limit that ended the search, such as "study.trials=80" after 40 trials:
-    the number of trials, the cost, or the epochs. A limit of the expected gain is halved.
+    the number of trials, the cost, or the epochs. A limit of the expected gain is halved, and a
+    target that was reached is taken away.
     """
+    if definition.space.size() <= 1:
+        return ""
     study = definition.config.study
     ending = snapshot.forecast.ending
     if ending is None:
@@ -168,6 +184,8 @@ def find_continuation(snapshot: Snapshot, definition: Definition) -> str:
         if snapshot.done == snapshot.budget == study.trials:
             return f"study.trials={2 * snapshot.budget}"
         return ""
+    if ending.reached is not None:
+        return "study.target=null"
     if ending.gain is not None:
         assert study.min_improvement is not None
         return f"study.min_improvement={study.min_improvement / 2:g}"

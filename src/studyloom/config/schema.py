@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any, NamedTuple
@@ -39,6 +40,9 @@ class StudySection:
     )
     min_improvement: float | None = key(
         None, "the least gain worth a search, in units of the metric"
+    )
+    target: float | None = key(
+        None, "the search ends when a complete trial has this value, or a better one"
     )
     epochs: int | None = key(None, "a budget of epochs, over all trials")
     baseline: bool = key(True, "trial 0 is the default configuration")
@@ -259,6 +263,7 @@ RANGES: dict[Range, tuple[str, ...]] = {
         "winner.margin",
     ),
     Range("from 0 to 1", 0, 1): ("study.proposal_share",),
+    Range("a finite number", -sys.float_info.max): ("study.target",),
     Range("a positive number", math.ulp(0.0)): (
         "study.timeout",
         "study.trial_timeout",

@@ -100,7 +100,10 @@ class Bounds:
         trials: The budget.
         cost: The most that the hours of all trials may cost; None for no such bound.
         per_hour: The price of an hour, see `Hours.cost`; None if it is not known.
+        target: The search ends when a complete trial has this value, or a better one; None for no
+            such bound.
         ideal: The best value that the metric can have, times its sign; not stored, see `ideal_of`.
+        sign: 1 if the metric is maximized, −1 if it is minimized; not stored.
     """
 
     min_improvement: float | None = None
@@ -108,7 +111,9 @@ class Bounds:
     trials: int = 0
     cost: float | None = None
     per_hour: float | None = None
+    target: float | None = None
     ideal: float | None = None
+    sign: int = 1
 
 
 class Outcome(NamedTuple):
@@ -121,6 +126,7 @@ class Outcome(NamedTuple):
         epochs: How many epochs it has reported.
         hours: What its workers spent on it.
         is_complete: Whether its value is that of a complete trial, and not of its last epoch.
+        number: The number of the trial, which a message names.
     """
 
     slot: int
@@ -129,6 +135,7 @@ class Outcome(NamedTuple):
     epochs: int
     hours: Hours = Hours()
     is_complete: bool = True
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -141,6 +148,7 @@ class Ending:
         epochs: How many epochs these trials had reported.
         gain: What the further trials were expected to gain, if that was too little; else None.
         spent: What the trials had cost, if that was too much; else None.
+        reached: The first trial that had reached the target, if that has ended it; else None.
     """
 
     begun: int
@@ -148,12 +156,18 @@ class Ending:
     epochs: int
     gain: float | None = None
     spent: float | None = None
+    reached: Outcome | None = None
 
     @property
     def reason(self) -> str:
         """The reason, in one line."""
         trials = self.bounds.trials
         after = f"ended after {self.begun} of {trials} trials"
+        if self.reached is not None:
+            assert self.reached.value is not None
+            value = format_value(self.bounds.sign * self.reached.value)
+            target = f"study.target={self.bounds.target:g}"
+            return f"{after}: trial {self.reached.number} has reached {target} with {value}"
         if self.spent is not None:
             return f"{after}: {self.spent:.2f} of cost.limit={self.bounds.cost:g} are spent"
         if self.gain is None:
@@ -179,11 +193,11 @@ def find_ending(
 ) -> Ending | None:
     """Returns why a search has ended before its budget is spent; None if it has not.
 
-    The bounds are tried in this order: epochs, cost, gain of further trials.
+    The bounds are tried in this order: target, epochs, cost, gain of further trials.
 
     Args:
         bounds: The bounds of the search.
-        outcomes: The outcomes of the trials so far.
+        outcomes: The outcomes of the trials so far, in the order in which they ended.
         decision: The decision that a worker has stored, see `Ending.decision`; None without one.
         estimates: Whether to estimate what further trials gain, if no decision is stored. Only
             workers do so, which then store their decision.
@@ -194,6 +208,9 @@ def find_ending(
 
     epochs = sum(outcome.epochs for outcome in begun)
     ending = Ending(len(begun), bounds, epochs)
+    reached = _find_trial_at_target(bounds, begun)
+    if reached is not None:
+        return replace(ending, reached=reached)
     if bounds.epochs is not None and epochs >= bounds.epochs:
         return ending
 
@@ -214,6 +231,17 @@ def find_ending(
     if expected_gain is None or expected_gain >= bounds.min_improvement:
         return None
     return replace(ending, gain=expected_gain)
+
+
+def _find_trial_at_target(bounds: Bounds, outcomes: Iterable[Outcome]) -> Outcome | None:
+    """Returns the first complete trial that has reached the target; None if none has."""
+    if bounds.target is None:
+        return None
+    least_value = bounds.sign * bounds.target
+    for outcome in outcomes:
+        if outcome.is_complete and outcome.value is not None and outcome.value >= least_value:
+            return outcome
+    return None
 
 
 def _read_decided_gain(decision: object, bounds: Bounds) -> float | None:
@@ -317,9 +345,14 @@ class Forecast:
 
 def read_bounds(stored: StoredStudy) -> Bounds:
     """Returns the bounds that the last command stored; none if no command did."""
+    bounds = _read_stored_bounds(stored)
+    return replace(bounds, ideal=ideal_of(stored.objectives[0]), sign=stored.sign)
+
+
+def _read_stored_bounds(stored: StoredStudy) -> Bounds:
+    """Returns the bounds as they are stored: without what follows from the metric."""
     (stored_bounds,) = stored.attributes(BOUNDS)
-    bounds = parse(stored_bounds, Bounds) or Bounds()
-    return replace(bounds, ideal=ideal_of(stored.objectives[0]))
+    return parse(stored_bounds, Bounds) or Bounds()
 
 
 def set_bounds(stored: StoredStudy, bounds: Bounds) -> None:
@@ -327,8 +360,7 @@ def set_bounds(stored: StoredStudy, bounds: Bounds) -> None:
 
     If they differ from the bounds so far, a decision to end the search is taken back.
     """
-    former_bounds = replace(read_bounds(stored), ideal=None)  # `ideal` is never stored
-    if bounds != former_bounds:
+    if bounds != _read_stored_bounds(stored):
         stored.optuna.set_user_attr(EARLY_END, None)
         stored.optuna.set_user_attr(BOUNDS, asdict(bounds))
 
@@ -344,12 +376,12 @@ def decide_early_end(stored: StoredStudy, trials: int) -> Ending | None:
         trials: The budget.
     """
     bounds = replace(read_bounds(stored), trials=trials)
-    has_no_bound = bounds.min_improvement is None and bounds.epochs is None and bounds.cost is None
-    if has_no_bound:
+    possible_ends = (bounds.target, bounds.epochs, bounds.cost, bounds.min_improvement)
+    if all(bound is None for bound in possible_ends):
         return None  # before the trials are read, which takes longer
     (decision,) = stored.attributes(EARLY_END)
     ending = find_ending(bounds, read_outcomes(stored), decision)
-    # Epochs and costs only grow, so that their end of a search needs no stored decision.
+    # Epochs and costs only grow, and a target stays reached: such an end needs no stored decision.
     if ending is None or ending.gain is None:
         return ending
     if ending.decision() != decision:
@@ -411,6 +443,7 @@ def read_outcomes(stored: StoredStudy) -> list[Outcome]:
             epochs=len(trial.intermediate_values),
             hours=sum_hours([trial]),
             is_complete=record.outcome == "complete",
+            number=trial.number,
         )
         outcomes.append(outcome)
     return outcomes

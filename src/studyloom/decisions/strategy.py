@@ -61,6 +61,7 @@ TIME_DEPENDENT_KEYS = (
     "study.trial_timeout",
     "study.stop",
     "study.min_improvement",
+    "study.target",
     "study.epochs",
     "cost.limit",
 )

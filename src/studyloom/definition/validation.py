@@ -107,11 +107,17 @@ def _find_contradictions(definition: Definition) -> Iterator[str]:
         yield "objective.network is for a custom loop; name the network in the section model"
     if config.cost.limit is not None and not config.cost.per_hour:
         yield "cost.limit is spent by the hour; set cost.per_hour too, or cost.limit=null"
+    metric = config.objective.metric
+    has_several_metrics = isinstance(metric, list) and len(metric) > 1
+    if study.target is not None and has_several_metrics:
+        yield (
+            f"study.target={study.target} is a value of one metric, and objective.metric names "
+            "more than one; set study.target=null, and bound the search by study.trials"
+        )
     if study.stop is not None:
         estimate = "study.stop=improvement estimates what further trials gain in one value"
         fix = "set study.stop=null, and bound the search by study.trials or study.epochs"
-        metric = config.objective.metric
-        if isinstance(metric, list) and len(metric) > 1:
+        if has_several_metrics:
             yield f"{estimate}, and objective.metric names more than one; {fix}"
         if str(config["sampler"].get("_target_")).endswith(".GridSampler"):
             yield f"{estimate}, and sampler=grid tries each configuration of a list; {fix}"
@@ -136,12 +142,16 @@ def _check_objectives(definition: Definition) -> Iterator[str]:
             rule = definition.rule
     except ConfigError as error:
         yield from error.errors
-    stop = definition.config.study.stop
-    if stop and rule is not None and rule.objective.name != objectives[0].name:
-        yield (
-            f"study.stop={stop}: winner.rule chooses by {rule.objective.name}, and not by "
-            f"{objectives[0].name}; set study.stop=null, or another rule"
-        )
+    if rule is None or rule.objective.name == objectives[0].name:
+        return
+    study = definition.config.study
+    # The bounds on values of the first objective.
+    for key, bound in (("study.stop", study.stop), ("study.target", study.target)):
+        if bound is not None:
+            yield (
+                f"{key}={bound}: winner.rule chooses by {rule.objective.name}, and not by "
+                f"{objectives[0].name}; set {key}=null, or another rule"
+            )
 
 
 # The search space

@@ -64,7 +64,7 @@ from studyloom.user_code.source_code import describe_place
 
 # The methods of a trial's study that would end or repeat trials, which studyloom counts.
 REFUSED_METHODS = {
-    "stop": "other workers search too; set study.epochs or study.stop=improvement",
+    "stop": "other workers search too; set study.target, study.epochs or study.stop",
     "tell": "studyloom ends each trial with the value that the objective returns; return it",
     "add_trial": "studyloom counts the trials; `studyloom propose` has a configuration tried",
 }

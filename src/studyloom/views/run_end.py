@@ -36,6 +36,7 @@ class RunEnd:
         advice: sentences on what the trials have shown; they are left out if there is no room.
         has_report: whether the run directory has a report.
         next_command: the words of the command that continues the search; empty if none does.
+        next_call: the same for a search from Python, such as "the same call with trials=80".
         last: why the run was stopped, or why nothing was left to do; may be empty.
     """
 
@@ -49,6 +50,7 @@ class RunEnd:
     advice: Sequence[str] = ()
     has_report: bool = False
     next_command: Sequence[str] = ()
+    next_call: str = ""
     last: str = ""
 
 
@@ -188,6 +190,8 @@ def _render_foot(end: RunEnd, width: int, *, in_notebook: bool) -> Iterator[Text
         yield Text(line)
     if end.next_command:
         yield from _render_command(end.next_command, width)
+    if end.next_call:
+        yield from _wrap(f"{'next':{INDENT}}{end.next_call}", width)
     if end.last:
         yield from _wrap(end.last, width)
 

@@ -153,6 +153,7 @@ def _store_settings(
         trials=trials,
         cost=cost.limit,
         per_hour=cost.per_hour,
+        target=study.target,
     )
     set_bounds(stored, bounds)
     store_warm_starts(stored, definition, warm_starts, trials)
