@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -13,10 +14,12 @@ import optuna.cli
 import pytest
 import torch
 from commands import QUICK, ROOT, environment, study, study_here, studyloom
+from scripts_to_tune import copy_scripts
 
 import studyloom as sl
 from studyloom.commands.parser import make_parser
 from studyloom.extras.tune.command_line import parse_search
+from studyloom.extras.tune.sweep_file import parse_sweep
 
 GUIDE = ROOT / ".github/site/docs/guides/index.md"
 ANSWERS = re.findall(r"^\| (\w.+?) \| (.+) \|$", GUIDE.read_text(), re.M)
@@ -128,6 +131,14 @@ def objective(trial):
 def test_from_optuna(tmp_path):
     found = call(code_for("come from Optuna")[0], tmp_path, objective=objective)
     assert len(found.trials) == 20
+
+
+def test_from_wandb_sweeps(tmp_path, monkeypatch):
+    monkeypatch.chdir(copy_scripts(tmp_path / "project"))
+    _studyloom, *line = code_for("come from W&B sweeps")[0].split()
+    arguments = make_parser().parse_args(line)
+    shutil.copy("sweeps/random.yaml", arguments.sweep)
+    assert parse_sweep(Path(arguments.sweep)).search.trials == 6
 
 
 def train(run, *, x=1.0):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from commands import ROOT, environment
+from commands import ROOT, environment, studyloom
 from live_processes import until
 from optuna.trial import TrialState
 from projects import SCRIPT, write_project
@@ -124,13 +125,40 @@ def test_a_sweep_file_runs_as_it_stands(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "key"), [("normal", "lr.distribution: log_normal"), ("target", "metric.target: 0.95")]
+    ("name", "key"), [("normal", "lr.distribution: log_normal"), ("controller", "controller")]
 )
 def test_a_sweep_file_with_a_key_without_counterpart_starts_nothing(name, key, tmp_path):
     project = copy_scripts(tmp_path / "project")
     run = Tuned(project, name, "--sweep", f"sweeps/{name}.yaml", "--name", name)
     assert f"{key} has no counterpart" in " ".join(run.end(run.start(), 2).split())
     assert not run.folder.exists()
+
+
+def test_a_sweep_ends_once_a_trial_has_reached_its_target(tmp_path):
+    project = copy_scripts(tmp_path / "project")
+    run = TunedToTarget(project, "target", "--sweep", "sweeps/target.yaml", "--name", "target")
+    try:
+        printed = run.end(run.start(trials=40), 0)
+        assert "study.target=null" in printed, "the command that continues"
+        before = run.outcomes()
+        assert len(before) < 40
+        run.end(run.start(trials=40), 0)
+        assert run.outcomes() == before, "the same command begins no further trial"
+    finally:
+        kill(run.processes())
+
+
+class TunedToTarget(Tuned):
+    """A search that a target of 0.9 ends: the law of exit code 0 is then the stated end."""
+
+    def check_success(self, printed: str) -> None:
+        shown = studyloom("status", self.folder, "--json", **self.environment)
+        reason = json.loads(shown.stdout)["end_reason"]
+        assert f"the search {reason}" in printed
+        number = int(re.search(r"trial (\d+) has reached study\.target=0\.9 with", reason)[1])
+        trials = self.stored().trials()
+        assert trials[number].value >= 0.9
+        assert all(trial.state.is_finished() for trial in trials)
 
 
 def test_a_script_without_arguments_says_so_before_any_work(tune):

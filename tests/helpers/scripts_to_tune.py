@@ -110,7 +110,8 @@ LINES = {
     ),
 }
 
-# The sweep files below `sweeps/` that convert to a search; two others name keys.
+# The sweep files below `sweeps/` that run all their trials. Of the others, `target.yaml` ends its
+# search early, `logged.yaml` needs W&B, and two have keys without a counterpart.
 CONVERTED_SWEEPS = (
     *("grid", "random", "bayes", "quantized", "logarithms", "inverse", "nested", "hyperband"),
     *("hydra", "json"),

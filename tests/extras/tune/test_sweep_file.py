@@ -190,6 +190,13 @@ def test_a_method_and_its_budget_are_a_sampler_and_a_number_of_trials():
     assert "parameters.lr: method grid needs a list" in errors_of(method="grid")
 
 
+def test_a_target_ends_the_search():
+    assert convert("target").to_config()["study"]["target"] == 0.9
+    metric = {"name": "val_loss", "goal": "minimize", "target": "1e-3"}  # which YAML reads as text
+    assert parse_sweep(write(metric=metric)).search.target == 0.001
+    assert "target" not in convert("random").to_config()["study"]
+
+
 def test_a_parameter_may_have_the_name_of_a_kind_of_range():
     options = {"values": ["a", "b"]}
     sweep = write(
@@ -213,7 +220,7 @@ def test_hyperband_ends_trials_at_the_same_iterations():
 def test_all_keys_without_a_counterpart_are_named_at_once():
     for name, keys in {
         "normal": ("lr.distribution", "width.distribution", "epochs.probabilities"),
-        "target": ("metric.target", "early_terminate.type", "controller"),
+        "controller": ("metric.target must be a number", "early_terminate.type", "controller"),
     }.items():
         with pytest.raises(ConfigError) as raised:
             convert(name)

@@ -83,6 +83,7 @@ class Search:
         test_value: the name of the value on the test set, or a regular expression with a group.
         test_command: the words of a program that prints it; empty if the script itself does.
         trials: the number of trials; None for the default of a study.
+        target: the value that ends the search; None if no value does.
         settings: further sections of the config, such as {"pruner": {…}}.
     """
 
@@ -96,6 +97,7 @@ class Search:
     test_value: str = ""
     test_command: Sequence[str] = ()
     trials: int | None = None
+    target: float | None = None
     settings: Mapping[str, object] = field(default_factory=dict)
 
     def to_config(self) -> dict[str, object]:
@@ -127,6 +129,8 @@ class Search:
         study: dict[str, object] = {"name": self.name}
         if self.trials is not None:
             study["trials"] = self.trials
+        if self.target is not None:
+            study["target"] = self.target
         return {
             "defaults": ["studyloom"],
             "study": study,

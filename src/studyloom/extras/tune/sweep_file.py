@@ -27,7 +27,12 @@ from studyloom.extras.tune.command_line import (
 )
 from studyloom.extras.tune.declared_arguments import ScriptArguments, read_arguments
 from studyloom.extras.tune.search import Hyperparameter, Search, choose_placeholder, escape_braces
-from studyloom.extras.tune.sweep_parameters import Parameter, ParameterReader, format_item
+from studyloom.extras.tune.sweep_parameters import (
+    Parameter,
+    ParameterReader,
+    format_item,
+    read_number,
+)
 from studyloom.extras.tune.value_ranges import Values
 from studyloom.text import nearest
 
@@ -137,6 +142,7 @@ class _SweepParser:
         if "metric" in self.sweep and not (isinstance(name, str) and name):
             self.errors.append(f"metric.name must name the logged value; got {name!r}")
         direction = self._read_direction(metric)
+        target = self._read_target(metric)
         settings: dict[str, object] = {}
         settings |= self._read_method()
         settings |= self._read_early_end()
@@ -177,6 +183,7 @@ class _SweepParser:
             value=value,
             step=step,
             trials=trials,
+            target=target,
             settings=settings,
         )
         return ParsedSearch(search, (describe_baselines(baselines),))
@@ -377,22 +384,27 @@ class _SweepParser:
     # The search
 
     def _read_direction(self, metric: Mapping[object, object]) -> Literal["maximize", "minimize"]:
-        """Returns the direction of the metric, and notes a target, which has no counterpart."""
+        """Returns the direction of the metric."""
         for key in metric:
             if key not in ("name", "goal", "target"):
                 self.errors.append(f"metric.{key}: no such key; a metric has name, goal, target")
-        if metric.get("target") is not None:
-            self.errors.append(
-                f"metric.target: {metric['target']} has no counterpart; the nearest are --set "
-                "study.stop=improvement, which ends a search that gains little, and `studyloom "
-                "stop RUN_DIR`, which ends one that has gained enough; take the key out of the file"
-            )
         goal = metric.get("goal", "minimize")
         if goal == "maximize":
             return "maximize"
         if goal != "minimize":
             self.errors.append(f"metric.goal must be minimize or maximize; got {goal!r}")
         return "minimize"
+
+    def _read_target(self, metric: Mapping[object, object]) -> float | None:
+        """Returns the value of the metric that ends the search; None if the file has none."""
+        target = metric.get("target")
+        if target is None:
+            return None
+        try:
+            return read_number("metric.target", target)
+        except ConfigError as error:
+            self.errors += error.errors
+            return None
 
     def _read_method(self) -> dict[str, object]:
         """Returns the section of the sampler; none for bayes, which is the default."""

@@ -210,6 +210,20 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
 
 
+def read_number(key: str, value: object) -> float:
+    """Returns the number that a key of a sweep file has.
+
+    Raises:
+        ConfigError: the value is no number.
+    """
+    if isinstance(value, str):  # YAML reads 1e-4, without a point, as a text
+        with suppress(ValueError):
+            value = float(value)
+    if isinstance(value, int | float) and _is_number(value):
+        return value
+    raise ConfigError(f"{key} must be a number; got {value!r}")
+
+
 @dataclass(frozen=True)
 class _Numbers:
     """The numbers of a parameter's mapping.
@@ -227,13 +241,7 @@ class _Numbers:
         Raises:
             ConfigError: it is missing without a default, or is no number.
         """
-        value = self.spec.get(name, default)
-        if isinstance(value, str):  # YAML reads 1e-4, without a point, as a text
-            with suppress(ValueError):
-                value = float(value)
-        if isinstance(value, int | float) and _is_number(value):
-            return value
-        raise ConfigError(f"{self.key}.{name} must be a number; got {value!r}")
+        return read_number(f"{self.key}.{name}", self.spec.get(name, default))
 
     @property
     def low(self) -> float:
