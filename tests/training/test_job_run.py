@@ -1,11 +1,14 @@
 """What may be added to plain training: each way equals the loop that one would write by hand."""
 
 import math
+import random
 from copy import deepcopy
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from test_randomness import draw
 from test_trainer import SPLIT, curve, mixed, toy_job
 from torch import nn
 from torch.optim import lr_scheduler
@@ -15,8 +18,11 @@ from studyloom.definition.preflight import try_out
 from studyloom.metrics import METRICS
 from studyloom.models import MLP
 from studyloom.training.optimizer import TorchSchedule
+from studyloom.training.randomness import seeded
+from studyloom.training.states import plain_state
 from studyloom.training.steps import check_gradient_scaler
 from studyloom.training.trainer import JobRun, Training, evaluate_network
+from studyloom.winner.predictions import compute_outputs
 
 PLAIN = {"model": partial(MLP, hidden=(8,)), "optimizer": partial(torch.optim.SGD, lr=0.1)}
 
@@ -63,6 +69,22 @@ def test_the_metric_measures_what_a_custom_evaluation_returns():
     with torch.no_grad():
         assert torch.allclose(outputs, -model.eval()(SPLIT.inputs), atol=1e-6)
     assert torch.equal(targets, SPLIT.targets)
+
+
+def test_an_evaluation_leaves_the_callers_random_state_and_repeats():
+    def noisy(network, batch, loss):
+        value, outputs, targets = plain(network, batch, loss)
+        noise = random.random() + np.random.rand() + torch.rand(outputs.shape)
+        return value, outputs + noise, targets
+
+    job = toy_job(evaluate=noisy)
+    weights = plain_state(job.model(shape=SPLIT.shape, outputs=SPLIT.outputs))
+    with seeded(3):
+        expected = draw()
+    with seeded(3):
+        outputs = compute_outputs(job, weights, SPLIT).outputs
+        assert draw() == expected
+    assert torch.equal(compute_outputs(job, weights, SPLIT).outputs, outputs)
 
 
 def test_a_network_can_train_with_what_it_kept_in_an_evaluation():

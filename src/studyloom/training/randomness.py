@@ -77,6 +77,8 @@ def set_random_state(state: RandomState) -> None:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seeds Python, NumPy and PyTorch for the body, on GPUs too, and restores their states."""
-    with torch.random.fork_rng(), examples.seeded(seed):
+    # Without a list of devices, PyTorch warns where there are several.
+    devices = range(torch.cuda.device_count())
+    with torch.random.fork_rng(devices), examples.seeded(seed):
         torch.cuda.manual_seed_all(seed)
         yield

@@ -25,7 +25,12 @@ from studyloom.training.batches import Batches, OptimizerStep, make_batches
 from studyloom.training.checkpoint import State
 from studyloom.training.job import Epoch, Job
 from studyloom.training.optimizer import Rates, find_step, make_optimizer
-from studyloom.training.randomness import get_host_state, make_host_state, set_host_state
+from studyloom.training.randomness import (
+    get_host_state,
+    make_host_state,
+    seeded,
+    set_host_state,
+)
 from studyloom.training.states import load_state, plain_state
 from studyloom.training.steps import (
     BatchComputation,
@@ -656,6 +661,9 @@ def evaluate_network(
 ) -> tuple[Tensor, Tensor]:
     """Runs a network on examples of a split as the job evaluates them, on the split's device.
 
+    A custom evaluation may draw random numbers. Their generators are seeded by the job's seed, so
+    that an evaluation repeats, and have the caller's state again afterwards.
+
     Args:
         indices: the positions of the examples, int64 (n,); None for all of the split.
 
@@ -681,7 +689,7 @@ def evaluate_network(
     batches = make_batches(replace(job, valid=indices), split)
     model = model.to(device)
     batches.choose_input_dtype(model)
-    with contextlib.closing(batches), torch.no_grad():
+    with seeded(job.seed), contextlib.closing(batches), torch.no_grad():
         evaluation = evaluate_examples(model, computation, batches, indices)
     return evaluation.outputs, evaluation.targets
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from studyloom.data.examples import Part
 from studyloom.metrics import Metric
 from studyloom.training.job import Job
+from studyloom.training.randomness import seeded
 from studyloom.training.states import load_state
 from studyloom.training.trainer import evaluate_network
 from studyloom.winner.explanation_values import Explanations
@@ -59,7 +60,8 @@ Explain = Callable[[MeasuredNetwork], Explanations | None]
 
 def make_network(job: Job, weights: Mapping[str, Tensor], part: Part) -> nn.Module:
     """Makes the network of a job for a set of examples, with weights."""
-    network = job.model(shape=part.shape, outputs=part.outputs)
+    with seeded(job.seed):  # initial weights, which are replaced, change no state of the caller
+        network = job.model(shape=part.shape, outputs=part.outputs)
     load_state(network, weights)
     return network
 
