@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import optuna
 import pytest
+from made_trials import a_trial
 from optuna.trial import TrialState
 from results import result_of as make_result
 from toys import begin
@@ -89,6 +90,16 @@ def test_search_reevaluation_and_final_training_are_one_progress(stored):
     set_control(stored, "pause")
     assert reader.read().is_at_work
     assert "pausing: 1 trial is released at its last epoch" in reader.read().describe_now()
+
+
+def test_a_worker_that_replaced_another_does_not_count_as_two(stored):
+    """The trials name processes, not workers; a reused training took no time."""
+    begin_command(stored, RECORD, 0.0)
+    times = {TIMES: {"training": 30.0, "start-up": 5.0}}
+    trials = [a_trial(0, worker="host:1", **times), a_trial(1, worker="host:2", **times)]
+    trials.append(a_trial(2, **times, reused="re-evaluation 0"))
+    fact = make_time_fact(ProgressReader(stored).read(), trials, is_live=False)
+    assert fact.explanation.endswith("; workers busy for 1 min 0 s in all; no worker runs")
 
 
 def test_a_study_continues_after_its_search_until_the_winner_is_tested(stored, later):

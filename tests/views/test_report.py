@@ -137,14 +137,6 @@ def test_a_share_of_0_percent_has_no_bar():
     assert bars == ["99.6", ""]
 
 
-def test_the_time_of_workers_says_how_many_they_were():
-    trials = [a_trial(0, worker="a"), a_trial(1, worker="b"), a_trial(2, worker="a")]
-    reused = a_trial(3, worker="c", reused="re-evaluation 0")
-    assert report.count_workers([*trials, reused]) == "2 workers", "that one took no time of c"
-    assert report.count_workers(trials[:1]) == "1 worker"
-    assert report.count_workers([a_trial(0, worker=None)]) == "workers"
-
-
 def test_a_winner_without_randomness_has_the_same_value_with_each_seed():
     same = row(4, 0.9, 0.9, 0.9)
     fact = make_winner_fact(result_of(**WINNER | {"winner": same, "test": None}))

@@ -21,7 +21,6 @@ from studyloom.text import (
     format_duration,
     format_parameter,
     format_value,
-    plural,
     shorten,
     shorten_names,
     write_minus,
@@ -150,21 +149,6 @@ def sum_worked_seconds(trials: Iterable[FrozenTrial]) -> float:
     return sum(durations)
 
 
-def count_workers(trials: Iterable[FrozenTrial]) -> str:
-    """Says how many worker processes trained trials, such as "2 workers"; a reused one took none.
-
-    An unknown number, of trials that another program made, is "workers".
-    """
-    workers = set()
-    for trial in trials:
-        record = TrialRecord(trial)
-        if record.reused is None and record.worker is not None:
-            workers.add(record.worker)
-    if not workers:
-        return "workers"
-    return plural(len(workers), "worker")
-
-
 # The top of the report: the result in a sentence, and four facts
 
 REPAIR = (
@@ -262,7 +246,8 @@ def make_time_fact(
         return words.Fact("Time so far", duration, activity)
     seconds = sum_worked_seconds(trials)
     if seconds:
-        explanation.append(f"{count_workers(trials)} busy for {format_duration(seconds)} in all")
+        # The trials name processes, of which there are more than workers: some replaced others.
+        explanation.append(f"workers busy for {format_duration(seconds)} in all")
     if not progress.has_ended:
         explanation.append("no worker runs")
     return words.Fact("Took", duration, "; ".join(explanation))
