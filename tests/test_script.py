@@ -1,5 +1,6 @@
 """What a script defines and searches is found by the commands, which are other programs."""
 
+import json
 import runpy
 import shutil
 import sys
@@ -169,6 +170,8 @@ def test_a_script_of_an_untrusted_directory_is_not_executed(
         assert "__main__." in capsys.readouterr().err
     assert main(["winner", str(copy)]) == 2
     assert "add --trust-config" in capsys.readouterr().err
+    with pytest.raises(sl.ConfigError, match="is defined in a script or notebook that is not this"):
+        sl.load_winner(copy, trust=["studyloom"])
     assert not (searched.folder / "hacked").exists()
 
 
@@ -189,9 +192,41 @@ def test_a_config_of_a_script_is_refused_with_what_to_move(searched):
     assert not Path("conf").exists()
 
 
-def test_another_program_gets_a_hint_to_name_the_network(searched):
-    with pytest.raises(sl.ConfigError, match=r"load_winner\(RUN_DIR, network=Net\)"):
-        sl.load_winner(searched.run_dir).predict(torch.zeros(1, 4))
+def test_another_program_loads_the_winner_as_predict_does(searched, capsys):
+    inputs = np.load("inputs.npy")
+    before = dict(sys.modules)
+    path = [*sys.path]
+    winner = sl.load_winner(searched.run_dir)
+    prediction = winner.predict(inputs)
+    assert sys.path == path
+    for name in ("__main__", "__mp_main__"):
+        assert sys.modules.get(name) is before.get(name)
+    assert Path("ran").read_text() == "x", "the script searched once, and ended there"
+    assert main(["predict", str(searched.run_dir), "inputs.npy", "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)["predictions"][0]
+    if prediction.classes is not None:
+        assert first["label"] == int(prediction.classes[0])
+    else:
+        assert first["values"] == pytest.approx(prediction.values[0].tolist())
+
+    make = type(winner.network)
+    if make is torch.nn.Linear:
+        make = runpy.run_path(str(searched.path))["layer"]
+    searched.path.unlink()
+    with pytest.raises(sl.ConfigError, match=r"not there.*load_winner\(RUN_DIR, network=Net\)"):
+        sl.load_winner(searched.run_dir).predict(inputs)
+    sl.load_winner(searched.run_dir, network=make).predict(inputs)
+
+
+def test_a_script_that_loads_its_own_winner_is_not_run_again(searched, monkeypatch):
+    """Neither by the program that runs it, nor while another program imports it."""
+    script = searched.path
+    loading = f"winner = sl.load_winner({str(searched.run_dir)!r})\nassert winner.predict(inputs)\n"
+    inputs = 'import numpy\ninputs = numpy.load("inputs.npy")\n'
+    script.write_text(HEAD + inputs + loading)
+    monkeypatch.setattr(sys, "path", [str(script.parent), *sys.path])
+    runpy.run_path(str(script), run_name="__main__")
+    sl.load_winner(searched.run_dir).predict(np.load("inputs.npy"))
 
 
 @pytest.mark.parametrize("script_once", KINDS[:1], indirect=True)

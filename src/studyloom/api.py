@@ -99,11 +99,9 @@ class Winner:
 
     @cached_property
     def _predictor(self) -> "Predictor":
-        from studyloom.config.trust import seeding_as
-        from studyloom.winner.predictor import Predictor
+        from studyloom.winner.predictor import make_predictor
 
-        with seeding_as(self.run_dir):
-            return Predictor(self._files.network(self.make_network))
+        return make_predictor(self._files, self.make_network)
 
     @property
     def config(self) -> Any:
@@ -225,6 +223,7 @@ def load_winner(run_dir: str | Path, trust: Sequence[str] = (), *, network: Any 
 
     No file of the folder is executed, so that it may be untrusted. Its config may name networks of
     studyloom and torch, and what `trust` names; a folder in which you ran a command may name any.
+    If a script of yours defines the network, that script is run up to the line that searches.
 
     Args:
         run_dir: the folder in which the study ran, such as runs/mnist.

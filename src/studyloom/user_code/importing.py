@@ -340,6 +340,8 @@ def script_as_main(run_dir: Path, folder: Path | None) -> Iterator[None]:
 
     A config names a class of that script as `__main__.Net`. The body may import it by that name.
 
+    If this program runs that script itself, or imports it now, it is not imported again.
+
     Args:
         run_dir: the run directory of the study.
         folder: the folder of the script, if it has moved since the study ran.
@@ -348,17 +350,37 @@ def script_as_main(run_dir: Path, folder: Path | None) -> Iterator[None]:
         ConfigError: the script is not where it was when the study ran, and not in the folder.
     """
     main = sys.modules["__main__"]
+    former_import = sys.modules.get(SCRIPT_MODULE)
     import_paths = list(sys.path)  # `_import_script` adds the folder of the script to sys.path
-    script = None
+    recorded = None
     if is_trusted(run_dir):
-        script = read_recorded_script(run_dir)
+        recorded = read_recorded_script(run_dir)
     try:
-        if script is not None:
-            sys.modules["__main__"] = _import_script(script, folder)
+        if recorded is not None:
+            script = _find_loaded_script(recorded.path)
+            if script is None:
+                script = _import_script(recorded, folder)
+            sys.modules["__main__"] = script
         yield
     finally:
         sys.modules["__main__"] = main
         sys.path[:] = import_paths
+        if former_import is None:
+            sys.modules.pop(SCRIPT_MODULE, None)
+        else:  # such as the module that multiprocessing has imported in this process
+            sys.modules[SCRIPT_MODULE] = former_import
+
+
+def _find_loaded_script(path: Path) -> ModuleType | None:
+    """Returns the script of a path if this program runs or imports it; None if it does neither."""
+    for name in ("__main__", SCRIPT_MODULE):
+        module = sys.modules.get(name)
+        if module is None:
+            continue
+        file = vars(module).get("__file__")  # a notebook has none
+        if file is not None and Path(file).absolute() == path:
+            return module
+    return None
 
 
 def _import_script(recorded: RecordedScript, folder: Path | None) -> ModuleType:
@@ -401,4 +423,7 @@ def _find_script(recorded: RecordedScript, folder: Path | None) -> Path:
     for path in paths:
         if path.is_file():
             return path
-    raise ConfigError(f"{recorded.path}: the script of the study is not there; add --code FOLDER")
+    raise ConfigError(
+        f"{recorded.path}: the script of the study is not there; add --code FOLDER, or in Python: "
+        "studyloom.load_winner(RUN_DIR, network=Net)"
+    )

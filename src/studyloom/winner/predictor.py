@@ -14,7 +14,13 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from studyloom.config.build import build
-from studyloom.config.trust import check_targets, find_trusted_packages, read_yaml, seeding_as
+from studyloom.config.trust import (
+    check_targets,
+    code_of_study,
+    find_trusted_packages,
+    read_yaml,
+    seeding_as,
+)
 from studyloom.config.values import describe_error, value_at, written_values
 from studyloom.data.transform import Image, Transform
 from studyloom.errors import PredictError
@@ -579,3 +585,23 @@ class Predictor:
             notes=notes,
             class_names=class_names,
         )
+
+
+def make_predictor(files: WinnerFiles, make: Any = None) -> Predictor:
+    """Makes what predicts with the network of a winner, in any program of the user.
+
+    Code that the files name is found as by `studyloom predict`: the script that searched is run up
+    to its search, in the user's own run directory only.
+
+    Args:
+        make: the network, or a class or function that makes it; None if the files name it.
+
+    Raises:
+        PredictError: the files cannot be used.
+        ConfigError: they name something that is not trusted, or the script is not there.
+    """
+    if make is not None:  # the script is not needed
+        with seeding_as(files.run_dir):
+            return Predictor(files.network(make))
+    with code_of_study(files.run_dir, None, trusts_working_folder=False):
+        return Predictor(files.network())
