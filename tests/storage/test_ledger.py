@@ -162,20 +162,24 @@ def test_the_late_holder_of_an_expired_lease_can_write_nothing(either):
 def lose_next_reply(ledger, monkeypatch):
     """A function after whose call the database does the next COMMIT, but its reply is lost.
 
-    Its argument is called before the COMMIT is tried again.
+    Its first argument is called before the COMMIT is tried again. With `is_done=False` the COMMIT
+    is not done, and only its reply says so: the caller cannot tell these two failures apart.
     """
     dialect = ledger.storage.engine.dialect
 
-    def commit_without_reply(meanwhile, connection):
-        connection.commit()
+    def fail_at_commit(meanwhile, is_done, connection):
+        if is_done:
+            connection.commit()
+        else:
+            connection.rollback()
         monkeypatch.undo()
         meanwhile()
         failure = sqlite3.OperationalError("database is locked")
         failure.sqlite_errorcode = sqlite3.SQLITE_BUSY  # a transient failure: the call is repeated
         raise failure
 
-    def lose(meanwhile):
-        monkeypatch.setattr(dialect, "do_commit", partial(commit_without_reply, meanwhile))
+    def lose(meanwhile, *, is_done=True):
+        monkeypatch.setattr(dialect, "do_commit", partial(fail_at_commit, meanwhile, is_done))
 
     return lose
 
@@ -204,6 +208,22 @@ def test_a_change_of_a_claim_whose_reply_was_lost_is_seen_as_done(
     lose_next_reply(lambda: None)
     assert changes[change](claim)
     assert ledger.counts()[state] == 1
+
+
+@pytest.mark.parametrize("is_done", [True, False])
+def test_a_release_whose_reply_was_lost_is_told_from_a_lost_claim(ledger, lose_next_reply, is_done):
+    """Also if another worker has claimed the slot before the call is repeated."""
+    ledger.extend(1)
+    lease = LEASE if is_done else -1.0  # another worker claims it once its lease has ended
+    claim = ledger.claim("w", 1, lease, maker(ledger))
+
+    def claim_slot():
+        assert ledger.claim("other", 1, LEASE).trial_id == claim.trial_id
+
+    lose_next_reply(claim_slot, is_done=is_done)
+    assert ledger.release(claim) == is_done
+    assert [held.owner for held in ledger.held()] == ["other"]
+    assert not ledger.release(claim, pytest.fail), "no reply to this call was lost"
 
 
 @pytest.mark.parametrize("is_claimed", [False, True])

@@ -691,10 +691,8 @@ class ClaimChange:
     Attributes:
         statement: Updates the row of the slot; no row if the claim no longer holds.
         parameters: Its parameters, besides those that name the claim.
-        next_state: The state of the slot afterwards, from which a repeated try sees that an earlier
-            one has ended the claim.
-        replaces_trial: Whether the slot gets another trial. Its token and state then change again,
-            as when a worker claims that trial, and say nothing of an earlier try.
+        next_state: The state of the slot afterwards.
+        replaces_trial: Whether the slot gets another trial.
     """
 
     statement: sa.UpdateBase
@@ -711,16 +709,21 @@ def _was_changed_by_earlier_try(
 ) -> bool:
     """Returns whether an earlier try of this call was committed, and only its reply was lost.
 
-    Then the slot still has the token of the claim, and has the new state already. If the change
-    replaces the trial of the claim, that trial was taken out of the slot.
+    A finished slot still has the token of the claim. A released one may have been claimed by other
+    workers since, but its deaths are as they were: a claim that is lost to another worker counts as
+    a death. If the change replaces the trial of the claim, that trial was taken out of the slot.
     """
     if not call_state.may_be_committed:
         return False
     if change.replaces_trial:
         assert claim.trial_id is not None
         return sql.has_user_attr(connection, claim.trial_id, FORMER_SLOT)
-    state = connection.execute(slot_table.STATE_OF_CLAIM, claim_parameters).scalar()
-    return bool(state == change.next_state)
+    slot = connection.execute(slot_table.READ_SLOT_OF_CLAIM, claim_parameters).one_or_none()
+    if slot is None:  # the study was deleted
+        return False
+    if change.next_state == "free":
+        return bool(slot.trial_id == claim.trial_id and slot.deaths == claim.deaths)
+    return bool(slot.token == claim.token and slot.state == change.next_state)
 
 
 FINISH = ClaimChange(slot_table.END, {"next_state": "done"}, next_state="done")

@@ -163,12 +163,12 @@ SLOT_OF_TRIAL = sa.literal_column(
     sa.Text(),
 ).label("slot_of_trial")
 # A parameter may not be called as a column: "slot" and "token" would be taken for values to set.
-IS_CLAIM = sa.and_(
+IS_SLOT_OF_CLAIM = sa.and_(
     SLOTS.c.study_id == sa.bindparam("study"),
     SLOTS.c.slot == sa.bindparam("own_slot"),
-    SLOTS.c.token == sa.bindparam("own_token"),
     sql.IS_STUDY,
 )
+IS_CLAIM = sa.and_(IS_SLOT_OF_CLAIM, SLOTS.c.token == sa.bindparam("own_token"))
 RENEW = (
     sa.update(SLOTS)
     .where(IS_CLAIM, IS_HELD)
@@ -181,7 +181,9 @@ END = (
     .values(state=sa.bindparam("next_state"), owner=None, expires=None)
     .returning(TRIAL_STATE, SLOT_OF_TRIAL)
 )
-STATE_OF_CLAIM = sa.select(SLOTS.c.state).where(IS_CLAIM)
+READ_SLOT_OF_CLAIM = sa.select(
+    SLOTS.c.state, SLOTS.c.token, SLOTS.c.trial_id, SLOTS.c.deaths
+).where(IS_SLOT_OF_CLAIM)
 
 
 # Claims
