@@ -6,6 +6,7 @@ chaos/ has a real SLURM.
 import os
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from live_processes import until
 from studyloom.errors import LaunchError
 from studyloom.extras.slurm import Slurm
 from studyloom.storage.attributes import HALTED
+from studyloom.storage.command_record import StoredCommand, begin_command
 from studyloom.storage.failures import Limits
 from studyloom.storage.opening import open_study
 from studyloom.worker import task
@@ -138,6 +140,14 @@ def test_a_task_joins_its_study_unless_its_config_has_changed_in_the_queue(waiti
     changed = waiting_task.start("train.epochs=3")
     assert changed.returncode == 2
     assert "train.epochs: 2 → 3" in changed.stderr
+    record = StoredCommand.read(waiting_task.stored).record
+    begin_command(waiting_task.stored, replace(record, trials=3), 0.0)
+    late = waiting_task.start()
+    assert late.returncode == 2
+    assert "study.trials=2: another command has raised it to 3" in late.stderr
+    assert StoredCommand.read(waiting_task.stored).record.trials == 3, "it still has them to do"
+    assert waiting_task.stored.trials() == []
+    begin_command(waiting_task.stored, record, 0.0)
     joined = waiting_task.start()
     assert joined.returncode == 0, joined.stderr
     assert len(waiting_task.stored.trials()) == 2

@@ -125,6 +125,8 @@ def run_study(
     ):
         if not launcher.begins:
             study.check_definition()  # the config may have changed since the study began
+            if not command.is_worker:  # such as a task of SLURM
+                study.check_budget()
         task = make_task(study, stages, command)
         if launcher.begins and not command.is_worker:
             reopen(stages.find_begun(study))  # a stage that has halted gets another chance

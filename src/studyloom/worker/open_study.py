@@ -8,6 +8,8 @@ from studyloom.data.training_data import TrainingData
 from studyloom.decisions.strategy import Strategy
 from studyloom.decisions.warm_start import WarmStarts
 from studyloom.definition.definition import Definition
+from studyloom.errors import ConfigError
+from studyloom.storage.command_record import StoredCommand
 from studyloom.storage.opening import check_definition
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.worker.callbacks import TrialCallback
@@ -69,6 +71,22 @@ class OpenStudy:
         stored = self.stored
         identity = self.definition.identity(self.data.digest)
         check_definition(stored.name, stored.definition(), identity)
+
+    def check_budget(self) -> None:
+        """Checks that no command has raised the budget while this one waited in its queue.
+
+        This one would end the study after its own, fewer trials.
+
+        Raises:
+            ConfigError: a command has raised it.
+        """
+        record = StoredCommand.read(self.stored).record
+        trials = self.search.trials
+        if record is not None and record.trials > trials:
+            raise ConfigError(
+                f"study.trials={trials}: another command has raised it to {record.trials} while "
+                "this one waited in its queue; the workers of that command run the study"
+            )
 
     def close(self) -> None:
         """Closes the connections; the last one of a SQLite file removes its two side files."""
