@@ -67,7 +67,7 @@ PUBLIC = (
 # Variables that are set for worker processes, and for what they start.
 WORKER = Variable("STUDYLOOM_WORKER", "the age of a worker's launcher in seconds")
 LINE = Variable("STUDYLOOM_LINE", "the descriptor of a worker's line to its launcher")
-RECYCLE = Variable("STUDYLOOM_RECYCLE", "how many trials a worker runs")
+RECYCLE = Variable("STUDYLOOM_RECYCLE", "how many trials a worker takes up")
 SHARED = Variable("STUDYLOOM_SHARED", "the key of the data that workers share, and their file")
 PICKLED = Variable("STUDYLOOM_PICKLED", "the descriptor of the pickled objects, and their word")
 MARK = Variable("STUDYLOOM_MARK", "a random word that marks the processes of one worker")

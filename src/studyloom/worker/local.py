@@ -94,9 +94,9 @@ class Local(Launcher):
             GPU. There are never more workers than open slots.
         gpus: how many GPUs a worker sees, for a trial that trains on several.
         per_gpu: the number of workers that share a GPU, for small trials.
-        recycle: the number of trials after which another process replaces a worker, against memory
-            that the user's code never releases; None for no limit. A trial that a worker resumes
-            counts again.
+        recycle: how many trials a worker takes up until another process replaces it, against memory
+            that the user's code never releases; None for no limit. A trial counts each time: when
+            it begins, when it resumes or is promoted, and when the worker only ends it.
     """
 
     workers: int | str = "auto"
