@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from commands import CANARY, QUICK, study_here
+from results import document_of
 
 from studyloom import cli
 from studyloom.cli import main
@@ -84,6 +85,13 @@ def test_doctor_and_report_read_a_run_directory(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
     assert "Learning curves" in (tmp_path / "report.html").read_text()
+    former = {"trial": 1, "gain": 0.1, "error": 0.0, "margin": 0.0, "chosen": False, "seeds": 2}
+    (tmp_path / "winner.json").write_text(json.dumps(document_of(comparison=former)))
+    for command in ("report", "status"):
+        assert main([command, str(tmp_path)]) == 0
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "winner.json: cannot be used" in line
+        assert line.endswith(f"to write it again: studyloom winner {tmp_path}")
     assert main(["dashboard", str(tmp_path), "--study", "other"]) == 2
     assert "no study 'other'" in capsys.readouterr().err
     (tmp_path / "study.db").unlink()

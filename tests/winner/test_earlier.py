@@ -13,7 +13,7 @@ from toys import EACH_KIND, KINDS, LOOP, TINY, ask
 from studyloom.data import Datasets
 from studyloom.data.training_data import TrainingData
 from studyloom.definition import network as network_module
-from studyloom.storage.attributes import REUSED
+from studyloom.storage.attributes import REUSED, TESTED
 from studyloom.storage.opening import create_study
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.trainer import Training
@@ -86,6 +86,11 @@ def test_a_larger_budget_reuses_trainings_and_test_of_its_candidates(
     assert "reused, as trained before: 4 of 4 re-evaluations, 4 of 4 final trainings" in lines
     repeated = evaluate_winner(large, CountedTest(), ["x"], repeat=True)
     assert repeated.test == replace(result.test, test_set_uses=2)
+    # A test that another version of studyloom has stored, with other fields, is repeated.
+    for stage in (small.final_training, large.final_training):
+        stage.stored.optuna.set_user_attr(TESTED, {"test": {"covers": "seeds"}})
+    repeated = evaluate_winner(large, CountedTest(), ["x"])
+    assert repeated.test == replace(result.test, test_set_uses=3)
 
 
 @pytest.mark.parametrize("retrain", [True, False])

@@ -24,6 +24,8 @@ def test_a_written_result_is_read_back_and_a_malformed_one_is_not(tmp_path):
     for content in ("", "{", "[]", '{"study": 7}'):
         (tmp_path / "winner.json").write_text(content)
         assert Result.read(tmp_path) is None
+        with pytest.raises(PredictError, match=f"; to write it again: studyloom winner {tmp_path}"):
+            Result.load(tmp_path)
 
 
 def test_fields_of_an_earlier_studyloom_are_ignored(tmp_path):

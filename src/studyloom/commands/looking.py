@@ -30,6 +30,8 @@ from studyloom.commands.options import (
 )
 from studyloom.commands.plugins import load_plugin
 from studyloom.environment import STORAGE
+from studyloom.error_display import print_errors
+from studyloom.errors import PredictError
 from studyloom.processes import collect_garbage_as_usual
 from studyloom.text import format_ranges, one_line, printable
 
@@ -86,10 +88,23 @@ def status(arguments: argparse.Namespace) -> int:
         print(reader.status().as_json())
     else:
         console.print(terminal.render_status(reader.status(), console.width))
+        print_unusable_result(arguments.run_dir)
         run_details.print_run_details(reader.stored, url, arguments.run_dir, console)
     if arguments.check:
         return status_exit_code(reader.read(), reader.stored)
     return 0
+
+
+def print_unusable_result(run_dir: Path) -> None:
+    """Prints why a winner.json cannot be read, if so: the command then shows only the search."""
+    from studyloom.winner.result import Result
+
+    if not (run_dir / "winner.json").exists():
+        return
+    try:
+        Result.load(run_dir)
+    except (OSError, PredictError) as error:
+        print_errors(error)
 
 
 def status_exit_code(progress: "Progress", stored: "StoredStudy") -> int:
@@ -181,6 +196,7 @@ def report(arguments: argparse.Namespace) -> None:
     if arguments.png:
         draw_png = load_plugin("draw_png")  # a function of an extra package, which may be missing
     path = write_report(open_run(arguments), arguments.run_dir, draw_png=draw_png)
+    print_unusable_result(arguments.run_dir)
     if arguments.json:
         print_json({"report": str(path)})
     else:

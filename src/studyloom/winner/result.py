@@ -364,7 +364,11 @@ class Result(Tested):
                 f"{run_dir}: there is no winner.json; the study writes it when its search has ended"
             ) from None
         except (ValueError, RecursionError) as error:
-            raise PredictError(f"{path}: cannot be used: {one_line(str(error))}") from None
+            raise PredictError(
+                f"{path}: cannot be used: {one_line(str(error))}; another version of studyloom has "
+                "written it, or it is damaged; to write it again: studyloom winner "
+                f"{shlex.quote(str(run_dir))}"
+            ) from None
 
     @classmethod
     def read(cls, run_dir: Path, stored: StoredStudy | None = None) -> "Result | None":

@@ -134,7 +134,10 @@ class CandidateStage(Stage):
         for stage in (self.stored, *earlier_stages):
             (document,) = stage.attributes(TESTED)  # None if the stage was not tested
             if document and stage.definition() == definition:
-                tested = from_document(document, Tested)
+                try:
+                    tested = from_document(document, Tested)
+                except ValueError:  # another version of studyloom has stored it: it is repeated
+                    continue
                 return StoredTest(tested, is_earlier=stage is not self.stored)
         return None
 
