@@ -283,20 +283,29 @@ def curve_of_wandb(run, trial):
     return dict(enumerate(record.values["val_loss"], start=1))
 
 
-def test_a_script_with_wandb_config_has_its_curve_through_kills(tmp_path):
+@pytest.fixture
+def logged(tmp_path):
+    """The sweep of a script that uses W&B, whose third epoch waits for `run.gate`."""
     pytest.importorskip("wandb")
     project = copy_scripts(tmp_path / "project")
-    gate = tmp_path / "gate"
-    script = project / "logged.py"
+    run = Tuned(project, "logged", "--sweep", "sweeps/logged.yaml")
+    run.trials = LOGGED_TRIALS
+    run.gate = tmp_path / "gate"
     waiting = (
-        f"    while epoch == 3 and not os.path.exists({str(gate)!r}):\n        time.sleep(0.05)\n"
+        f"    while epoch == 3 and not os.path.exists({str(run.gate)!r}):\n"
+        "        time.sleep(0.05)\n"
     )
+    script = project / "logged.py"
     text = script.read_text().replace(
         "import wandb\n", "import os\nimport time\n\nimport wandb\n", 1
     )
     script.write_text(text.replace("    loss =", f"{waiting}    loss ="))
-    run = Tuned(project, "logged", "--sweep", "sweeps/logged.yaml")
-    run.trials = LOGGED_TRIALS
+    yield run
+    kill(run.processes())
+
+
+def test_a_script_with_wandb_config_has_its_curve_through_kills(logged):
+    run = logged
     remote_addresses = set()
 
     def both_wait():
@@ -307,19 +316,39 @@ def test_a_script_with_wandb_config_has_its_curve_through_kills(tmp_path):
                         remote_addresses.add(connection.raddr.ip)
         return log_of(run).count("W&B step 1 ") == 2
 
-    try:
-        process = run.start(trials=LOGGED_TRIALS)
-        until(both_wait, 120)
-        wrapped = [pid for pid in run.processes() if "sweep_run" in command_line(pid)]
-        kill([psutil.Process(wrapped[0]).ppid()])
-        gate.touch()
-        assert f"{LOGGED_TRIALS} of {LOGGED_TRIALS} trials" in run.end(process, 0, 300)
-        assert remote_addresses <= {"127.0.0.1", "::1"}
-        first, *_, last = run.stored().trials()
-        for trial in (first, last):
-            assert trial.intermediate_values == curve_of_wandb(run, trial)
-    finally:
-        kill(run.processes())
+    process = run.start(trials=LOGGED_TRIALS)
+    until(both_wait, 120)
+    wrapped = [pid for pid in run.processes() if "sweep_run" in command_line(pid)]
+    kill([psutil.Process(wrapped[0]).ppid()])
+    run.gate.touch()
+    assert f"{LOGGED_TRIALS} of {LOGGED_TRIALS} trials" in run.end(process, 0, 300)
+    assert remote_addresses <= {"127.0.0.1", "::1"}
+    first, *_, last = run.stored().trials()
+    for trial in (first, last):
+        assert trial.intermediate_values == curve_of_wandb(run, trial)
+
+
+@pytest.mark.nightly
+def test_a_script_with_wandb_config_has_all_its_curves_after_everything_was_killed(logged):
+    run = logged
+    process = run.start(trials=LOGGED_TRIALS)
+    until(lambda: log_of(run).count("W&B step 1 ") == 2, 120)
+    kill([pid for pid in run.processes() if "studyloom tune" in command_line(pid)])
+    process.communicate()
+    run.until_gone(60)  # the scripts end with the driver and the workers
+    run.gate.touch()
+    process = run.start(trials=LOGGED_TRIALS)
+    run.until_done(8)
+    kill(run.processes())
+    process.communicate()
+    run.until_gone(30)
+    process = run.start(trials=LOGGED_TRIALS)
+    assert f"{LOGGED_TRIALS} of {LOGGED_TRIALS} trials" in run.end(process, 0, 300)
+    trials = run.stored().trials()
+    assert sorted(trial.user_attrs["slot"] for trial in trials) == [*range(LOGGED_TRIALS)]
+    assert len({str(trial.params) for trial in trials}) == LOGGED_TRIALS
+    for trial in trials:
+        assert trial.intermediate_values == curve_of_wandb(run, trial)
 
 
 def command_line(pid: int) -> str:

@@ -1,11 +1,18 @@
 """W&B sweep files: what each key becomes, and which keys have no counterpart."""
 
+import contextlib
 import math
+import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from commands import environment
+from live_processes import linux, until
 from scripts_to_tune import CONVERTED_SWEEPS, copy_scripts
 
 from studyloom.cli import main
@@ -15,6 +22,7 @@ from studyloom.extras.tune import sweep_run
 from studyloom.extras.tune.sweep_file import parse_sweep
 from studyloom.extras.tune.sweep_parameters import ParameterReader
 from studyloom.extras.tune.sweep_run import LoggedValues, collect_parameters
+from studyloom.processes import is_alive
 
 
 @pytest.fixture(autouse=True)
@@ -285,6 +293,23 @@ def test_the_step_of_a_logged_value_is_its_epoch_or_that_of_wandb(
     values.name = "acc"
     values.end()
     assert "wandb.log has logged no acc; it has logged" in capsys.readouterr().out
+
+
+@linux
+def test_a_script_that_uses_wandb_ends_with_its_killed_wrapper():
+    script = "import os, pathlib, time; pathlib.Path('pid').write_text(f'{os.getpid()} '); "
+    wrapper = "-m studyloom.extras.tune.sweep_run --logged loss sweeps/random.yaml lr=0.1 width=16"
+    command = [sys.executable, *wrapper.split(), "--", sys.executable, "-c"]
+    with subprocess.Popen([*command, f"{script} time.sleep(300)"], env=environment()) as process:
+        until(lambda: Path("pid").exists() and Path("pid").read_text().endswith(" "))
+        pid = int(Path("pid").read_text())
+        process.kill()
+        process.wait()
+        try:
+            until(lambda: not is_alive(pid), 20)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("name", CONVERTED_SWEEPS)
