@@ -1,5 +1,6 @@
 """The words of `studyloom tune`: what is searched, what is passed, and the baseline."""
 
+import argparse
 import importlib.util
 import shlex
 
@@ -145,6 +146,38 @@ def test_braces_and_interpolations_of_other_arguments_stay_text(project):
 @pytest.mark.parametrize("text", ["-1.0:1.0", "0.5,-1e-5"])
 def test_a_negative_value_stands_in_the_word_of_its_option(project, text):
     assert parse(f"typed.py --shift {text}").search.command[-1] == "--shift={shift}"
+
+
+SHORT = {
+    "argparse": ("import argparse\nparser.add_argument('-x', type=float)\n", ["-x={x}"]),
+    "click": ("import click\n@click.option('-x', type=float)\ndef f(x): ...\n", ["-x", "{x}"]),
+    "unknown": ("import sys\nprint(sys.argv)\n", ["-x", "{x}"]),
+}
+
+
+@pytest.mark.parametrize("kind", SHORT)
+def test_a_negative_value_of_a_short_option_is_written_as_its_parser_reads_it(project, kind):
+    source, words = SHORT[kind]
+    (project / "short.py").write_text(source)
+    parsed = parse("short.py -x -1e-5:1e-5")
+    assert parsed.search.command[2:] == words
+    note = (
+        "-x gets a negative value as the next word, which some programs take for an option; "
+        "-x=-1e-5:1e-5 gives it in one word"
+    )
+    assert (note in parsed.notes) == (kind == "unknown")
+    assert parse("short.py -x=-1e-5:1e-5").search.command[2:] == ["-x={x}"]
+    assert note not in parse("short.py -x 1e-5:1e-4").notes
+
+
+def test_argparse_and_click_read_a_negative_value_as_it_is_written():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("-x", type=float)
+    assert parser.parse_args(["-x=-1e-05"]).x == -1e-5
+    click = pytest.importorskip("click")
+    option = click.Option(["-x"], type=float)
+    command = click.Command("short", params=[option], callback=lambda x: x)
+    assert command.main(["-x", "-1e-05"], standalone_mode=False) == -1e-5
 
 
 def test_the_baseline_is_typed_or_declared_or_in_the_middle(project):

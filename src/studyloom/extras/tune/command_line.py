@@ -331,12 +331,21 @@ class _ArgumentParser:
             )
             return
         declared = self.arguments.find(option, self.program.arguments)
-        self._add_hyperparameter(option, values, prefix, declared)
+        self._add_hyperparameter(option, text, values, prefix, declared)
 
     def _add_hyperparameter(
-        self, option: str, values: Values, prefix: str, declared: DeclaredArgument | None
+        self,
+        option: str,
+        text: str,
+        values: Values,
+        prefix: str,
+        declared: DeclaredArgument | None,
     ) -> None:
-        """Adds a hyperparameter, and its placeholder to the words of the command."""
+        """Adds a hyperparameter, and its placeholder to the words of the command.
+
+        Args:
+            text: its range or list, as typed.
+        """
         names = [hyperparameter.name for hyperparameter in self.hyperparameters]
         name = choose_placeholder(option.lstrip("-+"), names)
         flag: tuple[str, ...] = ()
@@ -349,15 +358,34 @@ class _ArgumentParser:
             self.command.append("{" + name + "}")
         else:
             has_negative = any(isinstance(item, int | float) and item < 0 for item in values.items)
-            if not prefix and has_negative and option.startswith("--"):
-                self.command.pop()
-                prefix = f"{option}="  # argparse would take -1e-05 for an option
+            if not prefix and has_negative:
+                prefix = self._choose_prefix_of_negative(option, text, declared)
+                if prefix:
+                    self.command.pop()  # the option, which the prefix contains
             self.command.append(escape_braces(prefix) + "{" + name + "}")
         self._check_type(option, values, declared)
         baseline = choose_baseline(option.lstrip("-+"), values, declared, self.program)
         self.baselines.append(baseline.description)
         values = replace(values, default=baseline.value)
         self.hyperparameters.append(Hyperparameter(name, values, flag))
+
+    def _choose_prefix_of_negative(
+        self, option: str, text: str, declared: DeclaredArgument | None
+    ) -> str:
+        """Chooses what stands before a negative value in its word; "" to have it alone in a word.
+
+        argparse would take -1e-05 for an option. All parsers read --x=-1e-05. Of short options,
+        argparse reads -x=-1e-05, and others read = as the first character of the value.
+        """
+        is_of_argparse = declared is not None and declared.parser != ""
+        if option.startswith("--") or is_of_argparse:
+            return f"{option}="
+        if declared is None:
+            self.notes.append(
+                f"{option} gets a negative value as the next word, which some programs take for an "
+                f"option; {option}={text} gives it in one word"
+            )
+        return ""
 
     def _check_type(self, option: str, values: Values, declared: DeclaredArgument | None) -> None:
         """Notes an error if the script takes integers only, and a line if it takes floats."""
