@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from commands import QUICK
+from omegaconf import OmegaConf
 from optuna.trial import TrialState
 from toys import LOOP
 
@@ -217,6 +218,15 @@ def test_a_search_at_its_cost_limit_continues_with_a_higher_one(tmp_path):
             assert study.winner is not None
             ended = read_forecast(study._stored).ending
     assert ended is None
+
+
+@pytest.mark.chaos
+def test_a_text_with_a_dollar_and_a_brace_stays_in_the_files_of_a_result(tmp_path):
+    short = ("study.trials=1", "winner.top=1", "winner.seeds=1")
+    search(tmp_path / "run", *LOOP, *short, r"+params.note='\${{HOME}}'").close()
+    for name in ("best.yaml", "winner.yaml"):
+        config = OmegaConf.load(tmp_path / "run" / name)
+        assert config.params.note == "${{HOME}}"
 
 
 def test_a_winner_whose_trainings_all_raise_halts(searched, make_objective, capsys):

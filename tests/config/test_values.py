@@ -1,8 +1,10 @@
 from dataclasses import replace
 
+import pytest
+from omegaconf import OmegaConf
 from toys import compose
 
-from studyloom.config.values import has_key, value_at
+from studyloom.config.values import has_key, resolved_as_yaml, value_at
 
 
 def test_values_are_set_on_a_copy():
@@ -20,6 +22,13 @@ def test_values_are_set_on_a_copy():
     assert again["model"]["hidden"] == [128]
     value_at(again, "model.hidden").append(3)
     assert base["model"]["hidden"] == [128]
+
+
+@pytest.mark.parametrize("text", ["${HOME}", "${{HOME}}", r"\${a}", r"a\\${b} ${c}", "$HOME {lr}"])
+def test_a_text_with_a_dollar_and_a_brace_is_read_as_it_was_written(text):
+    sections = {"objective": {"run": text, "words": [text, 1]}}
+    config = OmegaConf.create(resolved_as_yaml(sections))
+    assert OmegaConf.to_container(config, resolve=True) == sections
 
 
 def test_a_config_has_a_null_key_but_no_key_within_a_list():

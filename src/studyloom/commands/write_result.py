@@ -6,7 +6,7 @@ from optuna.trial import FrozenTrial
 from rich.console import Console
 
 from studyloom.commands.plugins import load_plugin
-from studyloom.config.values import as_yaml, without_transform
+from studyloom.config.values import resolved_as_yaml, without_transform
 from studyloom.error_display import print_errors
 from studyloom.errors import BrokenProcess, UndrawnReport
 from studyloom.files import is_newer, write_whole
@@ -56,7 +56,7 @@ def write_best(study: OpenStudy, best: FrozenTrial) -> None:
         values.append(f"{objective.name} {value}")
     trial = f"{definition.config.study.name}, trial {best.number}"
     header = f"# {trial}: {', '.join(values)} in the search\n"
-    write_whole(study.run_dir / "best.yaml", header + as_yaml(sections))
+    write_whole(study.run_dir / "best.yaml", header + resolved_as_yaml(sections))
 
 
 def make_result(

@@ -3,6 +3,7 @@
 The values are plain Python: mappings, lists and scalars. A key has dots, such as `model.hidden`.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -173,8 +174,26 @@ def keys_explained() -> Iterator[None]:
 
 
 def as_yaml(config: Mapping[str, object]) -> str:
-    """Returns a config as YAML."""
+    """Returns a config as YAML; a text such as ${study.seed} is a reference to that key."""
     return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+
+
+def resolved_as_yaml(sections: Mapping[str, object]) -> str:
+    """Returns sections without references as YAML; a text such as ${HOME} is escaped, so that a
+    config that is read from the YAML has it as it stands.
+    """
+    return as_yaml(escape_interpolations(sections))
+
+
+def escape_interpolations(value: Any) -> Any:
+    """Returns plain values in which OmegaConf reads a text with ${…} as it stands."""
+    if isinstance(value, Mapping):
+        return {key: escape_interpolations(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [escape_interpolations(item) for item in value]
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    return value
 
 
 def without_transform(sections: dict[str, Any]) -> dict[str, Any]:

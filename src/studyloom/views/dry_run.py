@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from studyloom.config.values import as_yaml, plain_sections
+from studyloom.config.values import plain_sections, resolved_as_yaml
 from studyloom.definition.definition import Definition
 from studyloom.space.drawing_configurations import draw_configuration
 from studyloom.space.outline import outline
@@ -26,5 +26,5 @@ def print_dry_run(definition: Definition, console: Console) -> None:
     sections["train"].pop("loss")  # it repeats the section `loss`, where the user chooses it
     if not definition.reads_train:
         del sections["train"]
-    text = as_yaml(sections).rstrip()
+    text = resolved_as_yaml(sections).rstrip()
     console.print(Padding(Text(text), (0, 0, 0, 2)))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from studyloom.config.values import as_yaml
+from studyloom.config.values import resolved_as_yaml
 from studyloom.text import code_in_markdown, format_value, in_markdown, printable
 from studyloom.views import words
 from studyloom.winner.assemble_result import EvaluatedWinner
@@ -25,10 +25,10 @@ def write_result_files(winner: EvaluatedWinner, run_dir: Path) -> Result:
     if not winner.sources:
         command = [*result.command, "--config-dir", str(run_dir), "--config-name", "winner"]
     comment = words.comment_winner_config(result, command)
-    files = {"winner.yaml": f"{comment}{as_yaml(winner.config)}".encode()}
+    files = {"winner.yaml": f"{comment}{resolved_as_yaml(winner.config)}".encode()}
     if winner.simple_config is not None:
         comment = words.comment_simple_config(result)
-        files[SIMPLE] = f"{comment}{as_yaml(winner.simple_config)}".encode()
+        files[SIMPLE] = f"{comment}{resolved_as_yaml(winner.simple_config)}".encode()
     if winner.weights is not None:
         files["winner.pt"] = winner.weights
     if result.test is not None:

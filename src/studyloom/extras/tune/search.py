@@ -11,7 +11,7 @@ from pathlib import Path
 
 from studyloom.config.config_sources import check_run_dir
 from studyloom.config.invocation import write_sections
-from studyloom.config.values import as_yaml
+from studyloom.config.values import as_yaml, escape_interpolations
 from studyloom.errors import ConfigError
 from studyloom.extras.tune.value_ranges import Values
 from studyloom.files import write_whole
@@ -104,18 +104,18 @@ class Search:
         """Returns the primary config of the study."""
         objective: dict[str, object] = {
             "_target_": "studyloom.extras.integrations.Script",
-            "run": _escape_interpolations(join_command(self.command)),
+            "run": escape_interpolations(join_command(self.command)),
         }
         if self.value:
-            objective["value"] = _escape_interpolations(self.value)
+            objective["value"] = escape_interpolations(self.value)
         if self.step is not None:
-            objective["step"] = _escape_interpolations(self.step)
+            objective["step"] = escape_interpolations(self.step)
         if self.test_value or self.test_command:
             objective["test"] = "studyloom.extras.integrations.script.read_test_value"
         if self.test_value:
-            objective["test_value"] = _escape_interpolations(self.test_value)
+            objective["test_value"] = escape_interpolations(self.test_value)
         if self.test_command:
-            objective["test_run"] = _escape_interpolations(join_command(self.test_command))
+            objective["test_run"] = escape_interpolations(join_command(self.test_command))
         flags = {}
         params: dict[str, object] = {}
         for hyperparameter in self.hyperparameters:
@@ -148,11 +148,6 @@ def escape_braces(word: str) -> str:
 def join_command(command: Sequence[str]) -> str:
     """Joins the words of a command, with quotes where they are needed."""
     return " ".join(word if PLAIN_WORD.fullmatch(word) else shlex.quote(word) for word in command)
-
-
-def _escape_interpolations(text: str) -> str:
-    """Returns a text that OmegaConf reads as it stands, with ${…} in it."""
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
 
 def _set_nested(tree: dict[str, object], path: str, value: object) -> None:
