@@ -329,7 +329,7 @@ def test_a_script_with_wandb_config_has_its_curve_through_kills(logged):
 
 
 @pytest.mark.nightly
-def test_a_script_with_wandb_config_has_all_its_curves_after_everything_was_killed(logged):
+def test_a_script_with_wandb_config_has_all_curves_after_all_was_killed(logged):
     run = logged
     process = run.start(trials=LOGGED_TRIALS)
     until(lambda: log_of(run).count("W&B step 1 ") == 2, 120)

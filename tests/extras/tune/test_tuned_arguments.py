@@ -156,7 +156,7 @@ SHORT = {
 
 
 @pytest.mark.parametrize("kind", SHORT)
-def test_a_negative_value_of_a_short_option_is_written_as_its_parser_reads_it(project, kind):
+def test_a_negative_value_of_a_short_option_suits_its_parser(project, kind):
     source, words = SHORT[kind]
     (project / "short.py").write_text(source)
     parsed = parse("short.py -x -1e-5:1e-5")
