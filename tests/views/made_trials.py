@@ -6,7 +6,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState, create_trial
 
 from studyloom.storage.attributes import BASELINE, EPOCHS, FAILURE, REASON, TRACEBACK, WORKER
-from studyloom.views.charts import Axis
+from studyloom.views.axes import Axis
 
 BEGAN = datetime(2026, 1, 1, 12)
 MODEL = CategoricalDistribution(["mlp", "cnn"])
@@ -81,3 +81,29 @@ def forty():
                 yield a_trial(number, TrialState.RUNNING, 0.8, 1, **own)
             case _:
                 yield a_trial(number, accuracy=0.9 + 0.001 * number, **own)
+
+
+def mark_of(figure, name):
+    return next(mark for mark in figure.marks if mark.name == name)
+
+
+def marked(best=None, baseline=None):
+    return {"best": best, "baseline": baseline}
+
+
+def points_of(mark):
+    return [point for part in mark.parts for point in part]
+
+
+def numbered(*trials):
+    for number, trial in enumerate(trials):
+        trial.number = number
+    return [*trials]
+
+
+def over(distribution, *settings):
+    """A complete trial for each setting of a parameter p."""
+    asked = {"p": distribution}
+    return numbered(
+        *(create_trial(value=0.5, params={"p": each}, distributions=asked) for each in settings)
+    )

@@ -12,7 +12,7 @@ from PIL import Image
 from studyloom.errors import ConfigError
 from studyloom.extras.image import draw_png
 from studyloom.views.drawing import fit_text, share, svg
-from studyloom.views.figures import draw_history
+from studyloom.views.history_figure import draw_history
 from studyloom.views.page import FOLDER, Absent, Head
 from studyloom.views.report import write_report
 from studyloom.views.words import Fact

@@ -23,7 +23,7 @@ from studyloom.views.headline import make_headline
 from studyloom.views.progress import (
     ProgressReader,
 )
-from studyloom.views.report import make_time_fact, make_winner_fact
+from studyloom.views.report_head import make_time_fact, make_winner_fact
 from studyloom.views.words import describe_stored_result
 from studyloom.worker.stopping import set_control
 

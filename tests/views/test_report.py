@@ -20,9 +20,10 @@ from studyloom.storage.attributes import BASELINE, FAILURE, HALTED, PROPOSED, RE
 from studyloom.storage.opening import create_study
 from studyloom.storage.stored_study import StoredStudy, rank_by_value
 from studyloom.views import page as pages
-from studyloom.views import parameter_sections, report
+from studyloom.views import parameter_sections, sampled_study, trials_section
 from studyloom.views.importances import compute_importances
 from studyloom.views.report import read_report, write_report
+from studyloom.views.sampled_study import sample_trials
 from studyloom.views.snapshot import take_snapshot
 from studyloom.views.words import explain_decision, make_winner_fact
 
@@ -269,10 +270,10 @@ def test_a_large_study_is_sampled_at_even_distances_with_notable_trials(
     """Values fall, but for one that is the best of all."""
     values = {number: 1 - number / 40 for number in range(40)} | {27: 2.0}
     stored = study_of([a_trial(number, accuracy=value) for number, value in values.items()])
-    assert report.sample_trials(stored, take_snapshot(stored), None) is None
-    monkeypatch.setattr(report, "MOST_TRIALS", 10)
-    monkeypatch.setattr(report, "MOST_RANKED", 3)
-    sampled = report.sample_trials(stored, take_snapshot(stored), 35)
+    assert sample_trials(stored, take_snapshot(stored), None) is None
+    monkeypatch.setattr(sampled_study, "MOST_TRIALS", 10)
+    monkeypatch.setattr(sampled_study, "MOST_RANKED", 3)
+    sampled = sample_trials(stored, take_snapshot(stored), 35)
     numbers = [trial.number for trial in sampled.trials()]
     # Every fourth; the three best, of which 0 was the best before 27; and the winner.
     assert numbers == sorted({*range(0, 40, 4), 27, 0, 1, 35})
@@ -284,7 +285,7 @@ def test_a_large_study_is_sampled_at_even_distances_with_notable_trials(
 
 
 def test_only_the_most_important_of_many_hyperparameters_are_shown(study_of, monkeypatch):
-    monkeypatch.setattr(report, "MOST_COLUMNS", 2)
+    monkeypatch.setattr(trials_section, "MOST_COLUMNS", 2)
     monkeypatch.setattr(parameter_sections, "MOST_SLICES", 3)
     space = {f"p{n}": FloatDistribution(0.0, 1.0) for n in range(6)}
     at = [{f"p{n}": (7 * number + 3 * n) % 10 / 10 for n in range(6)} for number in range(24)]

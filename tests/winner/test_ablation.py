@@ -21,7 +21,7 @@ from toys import KINDS, TINY, ask, compose
 import studyloom as sl
 from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.errors import PredictError
-from studyloom.views import figures
+from studyloom.views.result_figures import draw_ablation
 from studyloom.views.run_details import describe_winner
 from studyloom.views.words import describe_simple, list_ablation
 from studyloom.winner.ablation import Defaults, Losses
@@ -275,7 +275,7 @@ def test_the_figure_of_an_ablation_shows_each_known_loss():
         AblationRow("c", 2, 0),
     )
     ablation = Ablation(rows, half_interval=0.0213, simple_defaults=("b",), simple_worse_by=-0.01)
-    chart = figures.draw_ablation(ablation)
+    chart = draw_ablation(ablation)
     assert chart.names() == ["needed", "not needed"]
     dots = {mark.name: mark.parts for mark in chart.marks if mark.name}
     assert dots == {"needed": [[(0.3, 1)]], "not needed": [[(-0.01, 0)]]}
@@ -286,10 +286,10 @@ def test_the_figure_of_an_ablation_shows_each_known_loss():
     ]
     for hostile in (math.inf, math.nan):
         assert (
-            figures.draw_ablation(replace(ablation, half_interval=hostile))
+            draw_ablation(replace(ablation, half_interval=hostile))
             == "winner.json holds no losses."
         )
-    assert figures.draw_ablation(Ablation(())) == "winner.json holds no losses."
+    assert draw_ablation(Ablation(())) == "winner.json holds no losses."
 
 
 NOISE = 0.02  # the standard deviation of a value

@@ -2,12 +2,14 @@
 
 A terminal shows a study while it runs and at its end, and so does `studyloom status`. A notebook
 shows it as HTML. report.html has figures, and the dashboard is the same report live in the browser,
-with a link to optuna-dashboard.
+with a link to optuna-dashboard. The modules of the report are called after its parts:
+`report_head`, `search_sections`, `history_figure`.
 """
 
 __all__ = [
     "advice",
     "advice_lines",
+    "axes",
     "charts",
     "comparison",
     "dashboard",
@@ -15,7 +17,6 @@ __all__ = [
     "dry_run",
     "events",
     "explanations",
-    "figures",
     "halted_study",
     "headline",
     "importances",
@@ -29,6 +30,7 @@ __all__ = [
     "result_files",
     "run_details",
     "run_end",
+    "search_sections",
     "snapshot",
     "terminal",
     "trial_details",

@@ -17,12 +17,13 @@ from studyloom.errors import ConfigError
 from studyloom.storage.stored_study import StoredStudy, value_of
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import format_duration, format_parameter, mask_passwords, one_line, shorten
-from studyloom.views import figures, page, words
+from studyloom.views import page, trial_values, words
 from studyloom.views.charts import Block, Chart, PageTable
+from studyloom.views.comparison_figure import MOST_STUDIES, draw_best_lines
 from studyloom.views.headline import make_headline
-from studyloom.views.report import collect_trials_of_stages, find_period, sum_worked_seconds
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.terminal import align_rows
+from studyloom.views.worked_time import collect_trials_of_stages, find_period, sum_worked_seconds
 from studyloom.winner.result import Result
 
 # Sections of the config that affect a search without being in the study definition.
@@ -59,10 +60,8 @@ def read_studies(folders_and_studies: Sequence[tuple[Path, StoredStudy]]) -> lis
         ConfigError: there are fewer than two or too many studies, or one is named twice.
     """
     count = len(folders_and_studies)
-    if not 2 <= count <= figures.MOST_STUDIES:
-        raise ConfigError(
-            f"compare: takes 2 to {figures.MOST_STUDIES} run directories; got {count}"
-        )
+    if not 2 <= count <= MOST_STUDIES:
+        raise ConfigError(f"compare: takes 2 to {MOST_STUDIES} run directories; got {count}")
     folders = [folder for folder, _ in folders_and_studies]
     paths = [folder.resolve() for folder in folders]
     for path in paths:
@@ -356,7 +355,7 @@ def best_so_far(study: ComparedStudy, *, over_time: bool) -> list[tuple[float, f
         for trial in trials:
             end += 1
             positions[trial.number] = end
-    improvements = figures.best_so_far(figures.complete_trials(ended), study.stored.sign)
+    improvements = trial_values.best_so_far(trial_values.complete_trials(ended), study.stored.sign)
     points = [(positions[trial.number], trial.values[0]) for trial in improvements]
     if points:
         _, last_value = points[-1]
@@ -370,7 +369,7 @@ def draw_curves(studies: Sequence[ComparedStudy], *, over_time: bool) -> Chart |
     if not _have_same_objective(studies):
         return UNLIKE
     lines = {study.label: best_so_far(study, over_time=over_time) for study in studies}
-    return figures.draw_best_lines(lines, stored.metric, stored.sign, over_time=over_time)
+    return draw_best_lines(lines, stored.metric, stored.sign, over_time=over_time)
 
 
 def render_sections(studies: Sequence[ComparedStudy]) -> list[page.Section]:

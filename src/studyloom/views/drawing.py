@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from studyloom.text import one_line, shorten
-from studyloom.views.charts import LETTER, Block, Chart, Mark, drop_overlapping
+from studyloom.views.axes import LETTER, drop_overlapping
+from studyloom.views.charts import Block, Chart, Mark
 from studyloom.views.page import FOLDER, Absent, Head, fill_template
 
 LIGHT, _ = re.findall(r":root \{(.*?)\}", (FOLDER / "page.css").read_text("utf-8"), re.DOTALL)

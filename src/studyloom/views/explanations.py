@@ -3,20 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from studyloom.text import format_value
-from studyloom.views import page
-from studyloom.views.charts import (
-    GRAY,
-    TEAL,
-    Chart,
-    ChartScale,
-    Mark,
-    PageTable,
-    Tick,
-    make_dotted_line,
-    make_interval_lines,
-    make_linear_scale,
-)
-from studyloom.views.page import draw_figure
+from studyloom.views import axes, charts, page
 from studyloom.views.words import format_number
 from studyloom.winner.explanation_values import (
     Bin,
@@ -124,14 +111,14 @@ def _render_calibration(calibration: Calibration) -> page.Part:
     """Renders how well the confidence of predictions matches their accuracy."""
     return page.make_part(
         "calibration",
-        [draw_figure(draw_calibration, calibration.bins)],
+        [page.draw_figure(draw_calibration, calibration.bins)],
         confidence=format_number(calibration.confidence),
         accuracy=format_number(calibration.accuracy),
         error=format_number(calibration.error),
     )
 
 
-def draw_calibration(bins: Sequence[Bin]) -> Chart | str:
+def draw_calibration(bins: Sequence[Bin]) -> charts.Chart | str:
     """Draws the accuracy of each bin of confidence, with its interval and the diagonal."""
     if not bins:
         return "winner.json holds no calibration."
@@ -143,9 +130,9 @@ def draw_calibration(bins: Sequence[Bin]) -> Chart | str:
         points.append([(confidence_bin.confidence, confidence_bin.accuracy)])
         intervals.append([(confidence_bin.confidence, low), (confidence_bin.confidence, high)])
     marks = [
-        make_dotted_line([(0, 0), (1, 1)], color=GRAY, name="confidence = accuracy"),
-        make_interval_lines(intervals, color=TEAL),
-        Mark("accuracy", TEAL, "dot", points, width=9),
+        charts.make_dotted_line([(0, 0), (1, 1)], color=charts.GRAY, name="confidence = accuracy"),
+        charts.make_interval_lines(intervals, color=charts.TEAL),
+        charts.Mark("accuracy", charts.TEAL, "dot", points, width=9),
     ]
     rows = []
     for confidence_bin in bins:
@@ -159,11 +146,11 @@ def draw_calibration(bins: Sequence[Bin]) -> Chart | str:
         )
         rows.append(row)
     head = ("confidence", "examples", "mean confidence", "accuracy", "95% interval")
-    ticks = [Tick(round(0.2 * step, 1), f"{0.2 * step:g}") for step in range(6)]
-    x = ChartScale(-0.03, 1.03, ticks, "confidence")
-    y = make_linear_scale([0.0, 1.0], "accuracy", upright=True, height=height)
+    ticks = [axes.Tick(round(0.2 * step, 1), f"{0.2 * step:g}") for step in range(6)]
+    x = axes.ChartScale(-0.03, 1.03, ticks, "confidence")
+    y = axes.make_linear_scale([0.0, 1.0], "accuracy", upright=True, height=height)
     label = f"the accuracy of {len(bins)} bins of confidence"
-    return Chart(label, height, x, y, marks, PageTable(head, rows, text_columns=(0,)))
+    return charts.Chart(label, height, x, y, marks, charts.PageTable(head, rows, text_columns=(0,)))
 
 
 def _render_groups(groups: Groups, metric: str) -> page.Part:
@@ -177,7 +164,7 @@ def _render_groups(groups: Groups, metric: str) -> page.Part:
     if groups.omitted:
         note = f"{groups.omitted} further ones with fewer examples are left out."
     head = (kind, "examples", metric, "95% interval")
-    table = PageTable(head, rows, text_columns=(0,), note=note)
+    table = charts.PageTable(head, rows, text_columns=(0,), note=note)
     return page.make_part("groups", [table], kind=kind, Kind=kind.capitalize())
 
 
@@ -188,4 +175,4 @@ def _render_columns(columns: Sequence[Column], metric: str) -> page.Part:
         interval = " to ".join(map(format_number, column.interval))
         rows.append((column.name, format_number(column.worse_by), interval))
     head = ("column", f"{metric} worse by", "5% to 95%")
-    return page.make_part("columns", [PageTable(head, rows, text_columns=(0,))])
+    return page.make_part("columns", [charts.PageTable(head, rows, text_columns=(0,))])

@@ -9,12 +9,11 @@ from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.views import page
 from studyloom.views.charts import Block
-from studyloom.views.page import Absent, Paragraph, Section, make_section
 
 MOST_MESSAGES = 10  # of one kind of failure
 
 
-def render_failures(stored: StoredStudy, *, opens_traceback: bool = False) -> Section:
+def render_failures(stored: StoredStudy, *, opens_traceback: bool = False) -> page.Section:
     """Renders the failures; the section is absent if there are none.
 
     Args:
@@ -22,8 +21,8 @@ def render_failures(stored: StoredStudy, *, opens_traceback: bool = False) -> Se
     """
     failures: list[Block] = [*_render_failures(stored.trials(), opens_traceback=opens_traceback)]
     if not failures:
-        failures = [Absent("No trial has failed.")]
-    return make_section("failures", failures)
+        failures = [page.Absent("No trial has failed.")]
+    return page.make_section("failures", failures)
 
 
 def _render_failures(
@@ -40,15 +39,15 @@ def _render_failures(
             numbers = ", ".join(str(trial.number) for trial in failed_trials[:MOST_MESSAGES])
             if len(failed_trials) > MOST_MESSAGES:
                 numbers += ", …"
-            blocks.append(Paragraph(message, "bad"))
-            blocks.append(Paragraph(f"trial {numbers}", "quiet"))
+            blocks.append(page.Paragraph(message, "bad"))
+            blocks.append(page.Paragraph(f"trial {numbers}", "quiet"))
             traceback = _find_traceback(failed_trials)
             if traceback is not None:
                 blocks.append(page.Folded("traceback", traceback, is_open=opens_traceback))
                 opens_traceback = False  # the others stay folded
         further = len(trials_by_message) - MOST_MESSAGES
         if further > 0:
-            blocks.append(Paragraph(f"and {further} other messages", "quiet"))
+            blocks.append(page.Paragraph(f"and {further} other messages", "quiet"))
         yield page.Part(failure.kind, blocks, f"{failure.count} ×")
 
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from optuna.trial import FrozenTrial
 
 from studyloom.storage.stored_study import StoredStudy
-from studyloom.views import figures, page, parallel
+from studyloom.views import page
 from studyloom.views.advice import explain_basis, explain_no_importances
-from studyloom.views.charts import Axis, Block
+from studyloom.views.axes import Axis
+from studyloom.views.charts import Block
+from studyloom.views.drawn_settings import ENOUGH
 from studyloom.views.drawn_trials import describe_selection
 from studyloom.views.importances import (
     Importances,
@@ -18,8 +20,11 @@ from studyloom.views.importances import (
     find_varied_parameters,
     rank_by_importance,
 )
-from studyloom.views.page import Absent, Section, draw_figure, make_section
+from studyloom.views.pair_figure import draw_pair
+from studyloom.views.parallel_figure import draw_parallel
 from studyloom.views.plain_names import name_plainly
+from studyloom.views.slice_figures import draw_slices
+from studyloom.views.trial_values import last_values
 
 MOST_SLICES = 24  # figures of one hyperparameter each, of the most important ones
 MOST_BARS = 6  # hyperparameters on the first screen
@@ -55,9 +60,7 @@ def rank_parameters(stored: StoredStudy) -> RankedParameters:
         by_objective.append(compute_importances(stored, position))
     trials = stored.trials()
     compared = compare_values(trials).values
-    varied = find_varied_parameters(
-        [trial for trial in trials if trial.number in compared], figures.ENOUGH
-    )
+    varied = find_varied_parameters([trial for trial in trials if trial.number in compared], ENOUGH)
     names = rank_by_importance(varied, by_objective[0].shares)
     return RankedParameters(names, by_objective)
 
@@ -81,7 +84,7 @@ def render_parameters(
     best: FrozenTrial | None,
     axis: Axis,
     parameters: RankedParameters,
-) -> Iterator[Section]:
+) -> Iterator[page.Section]:
     """Renders the importances of hyperparameters for each objective, and their effects.
 
     Args:
@@ -91,8 +94,8 @@ def render_parameters(
         importances = parameters.by_objective[position]
         block: Block = page.Bars([*importances.shares.items()])
         if not importances.shares:
-            block = Absent(explain_no_importances(importances))
-        section = make_section("importances", [block], basis=explain_basis(importances))
+            block = page.Absent(explain_no_importances(importances))
+        section = page.make_section("importances", [block], basis=explain_basis(importances))
         if len(stored.objectives) > 1:
             section = replace(section, title=f"What matters for {objective.name}")
         if position > 0:  # two sections may not have the same key
@@ -105,13 +108,13 @@ def render_parameters(
         order = " The most important hyperparameter comes first."
     if len(names) < len(parameters.names):
         order += f" {len(names)} of {len(parameters.names)} hyperparameters are shown."
-    slices = draw_figure(figures.draw_slices, trials, names, best, axis)
-    selection = describe_selection(len(figures.last_values(trials)))
-    yield make_section("slices", [slices], selection=selection, order=order)
+    slices = page.draw_figure(draw_slices, trials, names, best, axis)
+    selection = describe_selection(len(last_values(trials)))
+    yield page.make_section("slices", [slices], selection=selection, order=order)
     choice = "two hyperparameters that occur together"
     if parameters.shares:
         choice = "the two most important hyperparameters that occur together"
-    pair = draw_figure(figures.draw_pair, trials, names, axis)
-    yield make_section("together", [pair], choice=choice)
-    lines = draw_figure(parallel.draw_parallel, trials, parameters.names, best, axis)
-    yield make_section("parallel", [lines], selection=selection)
+    pair = page.draw_figure(draw_pair, trials, names, axis)
+    yield page.make_section("together", [pair], choice=choice)
+    lines = page.draw_figure(draw_parallel, trials, parameters.names, best, axis)
+    yield page.make_section("parallel", [lines], selection=selection)

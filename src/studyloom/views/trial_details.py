@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial
 from studyloom.storage.failures import NO_REASON, describe_resumption
 from studyloom.storage.trial_record import INTERRUPTED, TrialRecord, describe_state, shown_state
 from studyloom.text import format_value, plural, shorten_end
-from studyloom.views.figures import finite_curves
+from studyloom.views.trial_values import finite_curves
 from studyloom.views.words import begin_sentence
 from studyloom.worker_log import read_trial_end
 

@@ -33,10 +33,11 @@ from studyloom.extras.adopt.reading import (
 from studyloom.text import format_ranges, one_line, shorten_end
 from studyloom.views import page
 from studyloom.views.advice import explain_basis, explain_no_importances
-from studyloom.views.charts import Axis, Block
+from studyloom.views.axes import Axis
+from studyloom.views.charts import Block
 from studyloom.views.importances import Importances, compare_values, rate_hyperparameters
 from studyloom.views.page import Head, Section, make_section
-from studyloom.views.report import render_curves, render_history
+from studyloom.views.search_sections import render_curves, render_history
 from studyloom.views.terminal import make_console, say
 
 MAX_DRAWN = 2000  # trials that are drawn, the best among them

@@ -9,41 +9,22 @@ from dataclasses import dataclass
 
 from optuna.trial import FrozenTrial
 
-from studyloom.text import format_parameter, format_value, shorten
-from studyloom.views.charts import (
-    GRAY,
-    Axis,
-    Chart,
-    ChartScale,
-    Mark,
-    Note,
-    PageTable,
-    Point,
-    Tick,
-    make_dotted_line,
-)
-from studyloom.views.drawn_trials import select_drawn
-from studyloom.views.figures import (
-    SHADES,
-    complete_trials,
-    last_values,
-    make_setting_axis,
-    spread_choices,
-    without_empty,
-)
+from studyloom.text import shorten
+from studyloom.views import axes, charts
+from studyloom.views.drawn_settings import GOLDEN, make_setting_axis, spread_choices, tabulate_best
+from studyloom.views.drawn_trials import SHADES, choose_shade, select_drawn
 from studyloom.views.plain_names import name_plainly
+from studyloom.views.trial_values import complete_trials, last_values
 
 HEIGHT = 360  # pixels
 MOST_AXES = 8  # of hyperparameters; more are too narrow for their names
 LEAST_TRIALS = 3  # with a value
 NOT_USED = -0.09  # where a trial passes an axis whose hyperparameter it lacks
-TABLE_ROWS = 20  # of the best trials
 LABELS = 12  # choices of an axis that have a label, at most
 LABEL_LENGTH = 14  # letters
 TITLE_LENGTH = 20  # letters of an axis' name
 SHORT_FROM = 0.01  # smaller numbers are written with an exponent
 CHOICE_SPACE = 0.35  # of the distance of two choices, over which the trials of one are spread
-SPREAD = 0.618034  # multiples of it, modulo 1, are spread evenly over 0 to 1
 NOTHING = f"No {LEAST_TRIALS} trials have a value and varied hyperparameters yet."
 
 
@@ -63,8 +44,8 @@ class UprightAxis:
 
 
 def draw_parallel(
-    trials: Sequence[FrozenTrial], names: Sequence[str], best: FrozenTrial | None, axis: Axis
-) -> Chart | str:
+    trials: Sequence[FrozenTrial], names: Sequence[str], best: FrozenTrial | None, axis: axes.Axis
+) -> charts.Chart | str:
     """Draws a line for each trial through its hyperparameters to its last value.
 
     The better a complete trial, the bluer its line; trials that ended early are gray. Of many
@@ -86,32 +67,33 @@ def draw_parallel(
         return NOTHING
     shown_names = drawn_names[:MOST_AXES]
     titles = name_plainly(shown_names)
-    axes = []
+    uprights = []
     for name in shown_names:
-        axes.append(_make_parameter_axis(drawn, name, titles[name]))
+        uprights.append(_make_parameter_axis(drawn, name, titles[name]))
     drawn_values = {}
     for trial in drawn:
         drawn_values[trial.number] = values[trial.number]
-    axes.append(_make_metric_axis(drawn_values, axis))
+    uprights.append(_make_metric_axis(drawn_values, axis))
     lines = {}
     for trial in drawn:
-        lines[trial.number] = _make_line(axes, trial.number)
+        lines[trial.number] = _make_line(uprights, trial.number)
     marks = []
-    for place in range(len(axes)):
-        marks.append(make_dotted_line([(place, 0), (place, 1)], color=GRAY))
+    for place in range(len(uprights)):
+        marks.append(charts.make_dotted_line([(place, 0), (place, 1)], color=charts.GRAY))
     marks += _mark_lines(drawn, lines, values, best, axis)
     notes = []
-    for place, upright in enumerate(axes):
+    for place, upright in enumerate(uprights):
         for share, label in upright.labels.items():
-            notes.append(Note(place, share, label))
+            notes.append(charts.Note(place, share, label))
     ticks = []
-    for place, upright in enumerate(axes):
-        ticks.append(Tick(place, shorten(upright.title, TITLE_LENGTH)))
-    x = ChartScale(-0.5, len(axes) - 0.5, ticks, kind="none")
-    y = ChartScale(NOT_USED - 0.03, 1.05, kind="none")
+    for place, upright in enumerate(uprights):
+        ticks.append(axes.Tick(place, shorten(upright.title, TITLE_LENGTH)))
+    x = axes.ChartScale(-0.5, len(uprights) - 0.5, ticks, kind="none")
+    y = axes.ChartScale(NOT_USED - 0.03, 1.05, kind="none")
     label = f"{len(drawn)} trials through {len(shown_names)} hyperparameters to {axis.metric}"
-    table = _tabulate_best(drawn, shown_names, values, axis)
-    return Chart(label, HEIGHT, x, y, marks, table, notes, kind="parallel")
+    best_first = sorted(drawn, key=lambda trial: -axis.sign * values[trial.number])
+    table = tabulate_best(best_first, shown_names, values, axis.metric)
+    return charts.Chart(label, HEIGHT, x, y, marks, table, notes, kind="parallel")
 
 
 def _make_parameter_axis(trials: Sequence[FrozenTrial], name: str, title: str) -> UprightAxis:
@@ -119,7 +101,7 @@ def _make_parameter_axis(trials: Sequence[FrozenTrial], name: str, title: str) -
     members = [trial for trial in trials if name in trial.params]
     setting_axis = make_setting_axis(members, name)
     scale = setting_axis.scale
-    coordinates = spread_choices(setting_axis, members, SPREAD, CHOICE_SPACE)
+    coordinates = spread_choices(setting_axis, members, step=GOLDEN, width=CHOICE_SPACE)
     low = min(setting_axis.coordinates)
     high = max(setting_axis.coordinates)
     if scale.kind == "choices":
@@ -139,7 +121,7 @@ def _make_parameter_axis(trials: Sequence[FrozenTrial], name: str, title: str) -
     return UprightAxis(title, labels, shares)
 
 
-def _make_metric_axis(values: Mapping[int, float], axis: Axis) -> UprightAxis:
+def _make_metric_axis(values: Mapping[int, float], axis: axes.Axis) -> UprightAxis:
     """Returns the axis of the metric, without values far worse than the others."""
     near = axis.drop_outliers(values.values())
     low = min(near)
@@ -169,63 +151,44 @@ def _find_share(coordinate: float, low: float, high: float) -> float:
     return (coordinate - low) / (high - low)
 
 
-def _make_line(axes: Sequence[UprightAxis], number: int) -> list[Point]:
+def _make_line(uprights: Sequence[UprightAxis], number: int) -> list[charts.Point]:
     """Returns the line of a trial through all axes."""
-    line: list[Point] = []
-    for place, upright in enumerate(axes):
+    line: list[charts.Point] = []
+    for place, upright in enumerate(uprights):
         line.append((place, upright.shares.get(number, NOT_USED)))
     return line
 
 
 def _mark_lines(
     trials: Sequence[FrozenTrial],
-    lines: Mapping[int, Sequence[Point]],
+    lines: Mapping[int, Sequence[charts.Point]],
     values: Mapping[int, float],
     best: FrozenTrial | None,
-    axis: Axis,
-) -> list[Mark]:
+    axis: axes.Axis,
+) -> list[charts.Mark]:
     """Returns the lines of trials that ended early, then a mark for each shade of the others."""
     complete = complete_trials(trials)
     worst_first = sorted(complete, key=lambda trial: axis.sign * values[trial.number])
     early = [trial.number for trial in trials if trial not in complete]
-    marks = [_mark_trials("ended early", GRAY, early, lines, width=1.0)]
+    marks = [_mark_trials("ended early", charts.GRAY, early, lines, width=1.0)]
     for shade in range(SHADES):
         members = []
         for rank, trial in enumerate(worst_first):
-            if SHADES * rank // len(worst_first) == shade:
+            if choose_shade(rank, len(worst_first)) == shade:
                 members.append(trial.number)
         marks.append(_mark_trials("", f"ramp-{shade}", members, lines, width=1.5))
     if best is not None and best.number in lines:
         marks.append(_mark_trials("best", "best", [best.number], lines, width=3.0))
-    return without_empty(marks)
+    return charts.without_empty(marks)
 
 
 def _mark_trials(
     name: str,
     color: str,
     numbers: Sequence[int],
-    lines: Mapping[int, Sequence[Point]],
+    lines: Mapping[int, Sequence[charts.Point]],
     width: float,
-) -> Mark:
+) -> charts.Mark:
     """Returns the lines of some trials as a mark of one color."""
     parts = [lines[number] for number in numbers]
-    return Mark(name, color, "line", parts, numbers, width=width, style=("faint",))
-
-
-def _tabulate_best(
-    trials: Sequence[FrozenTrial], names: Sequence[str], values: Mapping[int, float], axis: Axis
-) -> PageTable:
-    """Returns the table of the best trials with their settings."""
-    best_first = sorted(trials, key=lambda trial: -axis.sign * values[trial.number])
-    rows = []
-    for trial in best_first[:TABLE_ROWS]:
-        settings = []
-        for name in names:
-            setting = "–"
-            if name in trial.params:
-                setting = format_parameter(trial.params[name])
-            settings.append(setting)
-        rows.append((trial.number, *settings, format_value(values[trial.number])))
-    note = f"The best {len(rows)} of {len(trials)}."
-    head = ("trial", *names, axis.metric)
-    return PageTable(head, rows, text_columns=range(1, len(names) + 1), note=note)
+    return charts.Mark(name, color, "line", parts, numbers, width=width, style=("faint",))

@@ -6,9 +6,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 from studyloom.views import drawn_trials
-from studyloom.views.charts import Axis
+from studyloom.views.axes import Axis
 from studyloom.views.drawn_trials import describe_selection
-from studyloom.views.parallel import NOT_USED, NOTHING, draw_parallel
+from studyloom.views.parallel_figure import NOT_USED, NOTHING, draw_parallel
 
 RATE = FloatDistribution(1e-4, 1e-1, log=True)
 WIDTH = IntDistribution(4, 256)
