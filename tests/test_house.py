@@ -535,7 +535,7 @@ def test_the_package_does_not_import_the_example_studies():
 def test_importing_imports_nothing_that_takes_time():
     heavy = {"torch", "optuna", "hydra", "omegaconf", "sqlalchemy", "numpy", "torchvision", "rich"}
     assert modules_after("import studyloom, studyloom.cli") & heavy == set()
-    looking = ("storage.ledger", "worker", "views.terminal", "extras.proposals.asking")
+    looking = ("storage.ledger", "worker", "views.live_display", "extras.proposals.asking")
     after = modules_after("; ".join(f"import studyloom.{module}" for module in looking))
     assert "torch" not in after
 

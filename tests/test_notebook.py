@@ -15,7 +15,7 @@ from live_processes import until
 
 import studyloom
 from studyloom.storage.opening import open_study
-from studyloom.views import terminal
+from studyloom.views import live_display
 
 NOTEBOOK = Path(__file__).with_name("notebook.ipynb")
 LONG = """\
@@ -93,7 +93,7 @@ def cell(monkeypatch):
     monkeypatch.setattr(display, "display", outputs.display)
     monkeypatch.setattr("builtins.get_ipython", ZMQInteractiveShell, raising=False)
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
-    monkeypatch.setattr(terminal, "LIVE_INTERVAL", 0.01)
+    monkeypatch.setattr(live_display, "LIVE_INTERVAL", 0.01)
     during.clear()
     return outputs
 

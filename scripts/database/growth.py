@@ -21,7 +21,9 @@ from .toy import Bare, fill, postgres, show, work
 
 MEASURED = 100  # trials, in the median
 LOOKS = {
-    "status": "from studyloom.views.progress import ProgressReader; ProgressReader(study).status()",
+    "status": (
+        "from studyloom.views.progress_reader import ProgressReader; ProgressReader(study).status()"
+    ),
     "report": "from studyloom.views.report import write_report; write_report(study, Path(folder))",
 }
 LOOK = """

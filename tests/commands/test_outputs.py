@@ -14,7 +14,8 @@ from studyloom.commands.looking import status_exit_code
 from studyloom.commands.outputs import EventFile
 from studyloom.errors import ConfigError, FileError
 from studyloom.storage.opening import create_study
-from studyloom.views.progress import Progress, ProgressReader, StageProgress
+from studyloom.views.progress import Progress, StageProgress
+from studyloom.views.progress_reader import ProgressReader
 from studyloom.views.snapshot import WorkerStatus
 
 

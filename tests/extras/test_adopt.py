@@ -49,7 +49,7 @@ from studyloom.extras.adopt.reading import (
 from studyloom.extras.adopt.wandb_folder import _read_records
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.storage.urls import parse_url
-from studyloom.views.terminal import SafeConsole
+from studyloom.views.consoles import SafeConsole
 
 RANGE, EPOCHS = FloatDistribution(0.0, 1.0), 9
 LONG_AGO = datetime(2026, 1, 1, 12)

@@ -16,7 +16,7 @@ from studyloom.storage.command_record import CommandRecord, begin_command, end_c
 from studyloom.storage.opening import open_study
 from studyloom.storage.redo import missing_baseline, redo_failed
 from studyloom.storage.stored_study import StoredStudy
-from studyloom.views.progress import ProgressReader
+from studyloom.views.progress_reader import ProgressReader
 
 LOOP = (
     *("space=none", "sampler=random", "pruner=none", "objective._target_=test_redo.buggy"),

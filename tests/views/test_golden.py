@@ -28,7 +28,7 @@ from studyloom.views.advice_lines import list_for_end
 from studyloom.views.dry_run import print_dry_run
 from studyloom.views.headline import make_headline
 from studyloom.views.page import render_report
-from studyloom.views.progress import ProgressReader
+from studyloom.views.progress_reader import ProgressReader
 from studyloom.views.report import read_report
 from studyloom.views.result_files import write_model_card
 from studyloom.views.run_details import describe_winner

@@ -22,8 +22,9 @@ from studyloom.views.importances import (
     find_varied_parameters,
     rate_hyperparameters,
 )
-from studyloom.views.progress import MOST_IMPORTANT, ProgressReader
+from studyloom.views.progress_reader import ProgressReader
 from studyloom.views.report import read_report
+from studyloom.views.status import MOST_IMPORTANT
 
 FRACTION = FloatDistribution(0.0, 1.0)
 CHOICE = CategoricalDistribution(["mlp", "cnn"])

@@ -5,10 +5,11 @@ import pytest
 from rich.console import Console
 from snapshots import LONG, joined, shown, snapshot_of, trial_of
 
-from studyloom.views import terminal as live
+from studyloom.views import live_display
 from studyloom.views.estimate import Work
-from studyloom.views.progress import Progress, ProgressReader, StageProgress
-from studyloom.views.terminal import Display, LinePrinter
+from studyloom.views.live_display import Display, LinePrinter
+from studyloom.views.progress import Progress, StageProgress
+from studyloom.views.progress_reader import ProgressReader
 from studyloom.worker.stopping import Stop
 
 
@@ -44,8 +45,8 @@ def test_the_live_display_fits_the_terminal_and_keeps_the_numbers(name, width):
 @pytest.mark.parametrize("kind", ["pipe", "terminal", "dumb"])
 def test_a_study_is_displayed_while_it_runs(half_done, monkeypatch, kind):
     monkeypatch.setenv("TERM", "dumb" if kind == "dumb" else "xterm")
-    monkeypatch.setattr(live, "LINE_INTERVAL", 0.01)
-    monkeypatch.setattr(live, "LIVE_INTERVAL", 0.01)
+    monkeypatch.setattr(live_display, "LINE_INTERVAL", 0.01)
+    monkeypatch.setattr(live_display, "LIVE_INTERVAL", 0.01)
     terminal = kind != "pipe"
     console = Console(file=io.StringIO(), width=100, force_terminal=terminal, color_system=None)
     read, answers = ProgressReader(half_done).read, iter([RuntimeError("database is locked")])
@@ -67,9 +68,9 @@ def test_a_study_is_displayed_while_it_runs(half_done, monkeypatch, kind):
 
 def test_a_line_is_printed_after_a_change_and_else_once_a_minute(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(live.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(live_display.time, "monotonic", lambda: clock[0])
     console = Console(file=io.StringIO(), width=80)
-    lines, times = LinePrinter(console, live.LINE_INTERVAL), []
+    lines, times = LinePrinter(console, live_display.LINE_INTERVAL), []
     for second in range(200):
         clock[0] = float(second)
         done = 5 if second < 50 else 6
@@ -84,8 +85,8 @@ def test_a_line_is_printed_after_a_change_and_else_once_a_minute(monkeypatch):
 @pytest.mark.parametrize("interval", [0.01, 60.0])
 def test_a_signal_is_reported_even_just_before_the_end(half_done, monkeypatch, interval):
     """It stands above what is drawn anew; in a minute no look comes in between."""
-    monkeypatch.setattr(live, "LIVE_INTERVAL", interval)
-    monkeypatch.setattr(live, "TICK", max(interval, live.TICK))
+    monkeypatch.setattr(live_display, "LIVE_INTERVAL", interval)
+    monkeypatch.setattr(live_display, "TICK", max(interval, live_display.TICK))
     console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
     stop, message = Stop(), "stopping; once more stops at once\n"
     with Display(ProgressReader(half_done).read, console, stop):

@@ -10,7 +10,7 @@ from toys import fill, two_sided
 
 from studyloom.decisions.early_end import Bounds, decide_early_end, set_bounds
 from studyloom.views.page import Facts
-from studyloom.views.progress import ProgressReader
+from studyloom.views.progress_reader import ProgressReader
 from studyloom.views.report import read_report
 from studyloom.views.snapshot import take_snapshot
 from studyloom.views.terminal import render_status

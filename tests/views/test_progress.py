@@ -20,9 +20,7 @@ from studyloom.storage.command_record import (
 from studyloom.storage.opening import create_study, open_study
 from studyloom.storage.stored_study import FINAL_TRAINING, REEVALUATION
 from studyloom.views.headline import make_headline
-from studyloom.views.progress import (
-    ProgressReader,
-)
+from studyloom.views.progress_reader import ProgressReader
 from studyloom.views.report_head import make_time_fact, make_winner_fact
 from studyloom.views.words import describe_stored_result
 from studyloom.worker.stopping import set_control

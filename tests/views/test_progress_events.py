@@ -12,8 +12,8 @@ from toys import begin
 
 from studyloom.storage.attributes import HALTED, REASON, RESUMED, STREAMS
 from studyloom.views.events import Event, History, format_event
-from studyloom.views.progress import ProgressReader
-from studyloom.views.terminal import Resumptions
+from studyloom.views.progress_reader import ProgressReader
+from studyloom.views.resumptions import Resumptions
 from studyloom.worker.stopping import set_control
 
 PAGE = (ROOT / ".github/site/docs/reference/events.md").read_text()

@@ -18,10 +18,13 @@ from studyloom.errors import StorageLost
 from studyloom.storage.attributes import HALTED, PAUSED, PROPOSED
 from studyloom.views.headline import make_headline
 from studyloom.views.importances import Importances
-from studyloom.views.progress import Progress, ProgressReader, StageProgress, Status
+from studyloom.views.live_display import watch, watch_json
+from studyloom.views.progress import Progress, StageProgress
+from studyloom.views.progress_reader import ProgressReader
 from studyloom.views.report import write_report
 from studyloom.views.snapshot import WorkerStatus
-from studyloom.views.terminal import print_trials, render_status, watch, watch_json
+from studyloom.views.status import Status
+from studyloom.views.terminal import print_trials, render_status
 from studyloom.views.words import describe_counts
 
 

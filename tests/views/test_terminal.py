@@ -6,14 +6,11 @@ from rich.text import Text
 from snapshots import MARKUP, shown, snapshot_of, trial_of
 
 from studyloom.storage.attributes import STANDARD_ERROR, TIMES, WORKER
+from studyloom.views.consoles import make_console
+from studyloom.views.live_display import LiveLines
 from studyloom.views.run_details import format_times
-from studyloom.views.terminal import (
-    LiveLines,
-    compare_with_baseline,
-    make_console,
-    print_trials,
-    say,
-)
+from studyloom.views.terminal import compare_with_baseline, print_trials
+from studyloom.views.terminal_lines import say
 
 
 def test_a_cross_validated_value_is_shown_with_its_standard_error():

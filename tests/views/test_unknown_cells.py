@@ -25,10 +25,11 @@ from studyloom.storage.opening import open_study
 from studyloom.storage.trial_tables import as_csv, trial_rows
 from studyloom.views import doctor
 from studyloom.views.comparison import read_studies, render
+from studyloom.views.consoles import make_console
 from studyloom.views.doctor import check_agreement, check_database
-from studyloom.views.progress import ProgressReader
+from studyloom.views.progress_reader import ProgressReader
 from studyloom.views.report import write_report
-from studyloom.views.terminal import make_console, print_trials, render_status
+from studyloom.views.terminal import print_trials, render_status
 
 DEEP = "[" * 100_000 + "]" * 100_000
 CELLS = {

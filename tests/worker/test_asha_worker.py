@@ -14,7 +14,7 @@ from studyloom.errors import Halted
 from studyloom.storage.attributes import EPOCHS, PAUSED, PROVENANCE, REASON, RUNGS, TIMES
 from studyloom.storage.opening import open_study
 from studyloom.storage.trial_record import TrialRecord
-from studyloom.views.progress import ProgressReader
+from studyloom.views.progress_reader import ProgressReader
 
 pytestmark = pytest.mark.chaos  # what decides is tested by itself in test_asha.py
 

@@ -14,7 +14,7 @@ from studyloom.commands.recording import begin_recording, explain_missing_winner
 from studyloom.config.study_config import StudyConfig
 from studyloom.errors import ConfigError, Interrupted
 from studyloom.storage.command_record import StoredCommand, end_command, recording_end
-from studyloom.views import run_details, terminal
+from studyloom.views import consoles, live_display, run_details, terminal_lines
 from studyloom.winner.evaluation import WinnerStages, read_evaluation
 from studyloom.winner.result import Result
 from studyloom.worker.driver import Reporting, run_study
@@ -49,7 +49,7 @@ class WinnerReporting(Reporting):
     """
 
     def __init__(
-        self, command: Command, console: terminal.SafeConsole, *, repeats_test: bool
+        self, command: Command, console: consoles.SafeConsole, *, repeats_test: bool
     ) -> None:
         self.command = command
         self.console = console
@@ -71,7 +71,7 @@ class WinnerReporting(Reporting):
     @contextmanager
     def watch(self, task: Task, stop: Stop) -> Iterator[None]:
         """Shows the progress in the terminal while the body trains."""
-        with terminal.Display(self.outputs.read, self.console, stop):
+        with live_display.Display(self.outputs.read, self.console, stop):
             yield
 
     def finish(self, stop: Stop, detached_notice: str | None) -> int:
@@ -90,7 +90,9 @@ class WinnerReporting(Reporting):
             command = "ablate"  # it does not test again
             if self.repeats_test:
                 command = "winner"
-            terminal.say(self.console, f"{stop.reason}; studyloom {command} {folder} resumes here")
+            terminal_lines.say(
+                self.console, f"{stop.reason}; studyloom {command} {folder} resumes here"
+            )
             raise Interrupted
         missing_winner = explain_missing_winner(evaluation)
         if missing_winner is not None:
@@ -109,12 +111,12 @@ class WinnerReporting(Reporting):
     def continues(self, open_trials: int) -> bool:
         """Prints that trials of the search are open again; they are not trained here."""
         reason = "trials were opened meanwhile, as by studyloom redo: run the study to train them"
-        terminal.say(self.console, f"{open_trials} {reason}")
+        terminal_lines.say(self.console, f"{open_trials} {reason}")
         return False
 
 
 def choose_winner(
-    config: StudyConfig, console: terminal.SafeConsole, *, repeats_test: bool = True
+    config: StudyConfig, console: consoles.SafeConsole, *, repeats_test: bool = True
 ) -> ChosenWinner:
     """Chooses and tests the winner of a search that has ended.
 

@@ -8,7 +8,7 @@ Hyperparameters are named by their path, such as optimizer.lr. Times are in seco
 from typing import Any, Literal, NotRequired, TypedDict
 
 from studyloom.commands import outputs
-from studyloom.views import comparison, events, progress
+from studyloom.views import comparison, events, status
 from studyloom.winner import result
 from studyloom.worker.stopping import Request
 
@@ -201,7 +201,7 @@ class Notice(TypedDict):
 DOCUMENTS: dict[str, Any] = {
     "new": New,
     "run": outputs.RunDocument,
-    "status": progress.StatusDocument,
+    "status": status.StatusDocument,
     "trials": list[TrialRow],
     **dict.fromkeys(("stop", "pause", "resume"), Control),
     "stop_trial": StoppedTrial,

@@ -37,7 +37,8 @@ from studyloom.text import format_ranges, one_line, printable
 
 if TYPE_CHECKING:
     from studyloom.storage.stored_study import StoredStudy
-    from studyloom.views.progress import Progress, ProgressReader
+    from studyloom.views.progress import Progress
+    from studyloom.views.progress_reader import ProgressReader
     from studyloom.views.report_requests import ProposeChanged
     from studyloom.worker.stopping import Request
 
@@ -70,8 +71,10 @@ def status(arguments: argparse.Namespace) -> int:
     important hyperparameters, and the time left. Runs at any time, in any terminal.
     """
     from studyloom.storage.opening import open_study
-    from studyloom.views import run_details, terminal
-    from studyloom.views.progress import ProgressReader
+    from studyloom.views import live_display, run_details
+    from studyloom.views.consoles import make_console
+    from studyloom.views.progress_reader import ProgressReader
+    from studyloom.views.terminal import render_status
 
     # A shell makes commands that it starts with & ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -79,15 +82,15 @@ def status(arguments: argparse.Namespace) -> int:
     logging.getLogger("studyloom").setLevel(logging.ERROR)
     url, name = locate_study(arguments)
     reader = ProgressReader(open_study(url, name, deadline=STATUS_DEADLINE))
-    console = terminal.make_console()
+    console = make_console()
     if arguments.watch and arguments.json:
-        terminal.watch_json(reader, lambda text: print(text, end="", flush=True))
+        live_display.watch_json(reader, lambda text: print(text, end="", flush=True))
     elif arguments.watch:
-        terminal.watch(reader, console)
+        live_display.watch(reader, console)
     elif arguments.json:
         print(reader.status().as_json())
     else:
-        console.print(terminal.render_status(reader.status(), console.width))
+        console.print(render_status(reader.status(), console.width))
         print_unusable_result(arguments.run_dir)
         run_details.print_run_details(reader.stored, url, arguments.run_dir, console)
     if arguments.check:
@@ -155,8 +158,9 @@ def trials(arguments: argparse.Namespace) -> None:
     the baseline.
     """
     from studyloom.storage.trial_tables import as_csv, as_json, curve_rows, trial_rows
+    from studyloom.views.consoles import make_console
     from studyloom.views.one_trial import print_trial
-    from studyloom.views.terminal import make_console, print_trials
+    from studyloom.views.terminal import print_trials
 
     if arguments.number is not None and (arguments.csv or arguments.json):
         raise ValueError("NUMBER shows one trial; --csv and --json list all: leave out one of them")
@@ -229,8 +233,8 @@ def compare(arguments: argparse.Namespace) -> None:
         read_studies,
         write_page,
     )
+    from studyloom.views.consoles import make_console
     from studyloom.views.page import check_page
-    from studyloom.views.terminal import make_console
 
     path = arguments.page or arguments.run_dirs[0] / PAGE
     if arguments.page is not None:
@@ -376,10 +380,10 @@ def dashboard(arguments: argparse.Namespace) -> None:
     link to its report.
     """
     from studyloom.storage.opening import open_only_study
+    from studyloom.views.consoles import make_console
     from studyloom.views.dashboard import DEADLINE, application, serve
     from studyloom.views.overview import find_runs, is_run
-    from studyloom.views.progress import ProgressReader
-    from studyloom.views.terminal import make_console
+    from studyloom.views.progress_reader import ProgressReader
 
     def propose_changed(stored: "StoredStudy", number: int, changes: Mapping[str, Any]) -> int:
         by = os.environ.get("USER", "somebody")
@@ -415,9 +419,9 @@ def dashboard(arguments: argparse.Namespace) -> None:
 
 def serve_several(arguments: argparse.Namespace, propose_changed: "ProposeChanged") -> None:
     """Serves the list of the studies in a folder, with their live reports."""
+    from studyloom.views.consoles import make_console
     from studyloom.views.dashboard import serve
     from studyloom.views.overview import count_studies, find_runs, overview_application
-    from studyloom.views.terminal import make_console
 
     folder = arguments.run_dir
 
@@ -452,7 +456,7 @@ def control(arguments: argparse.Namespace, request: "Request | None") -> int:
     Returns:
         The exit code: 0, or 1 if workers still hold trials after some minutes.
     """
-    from studyloom.views.progress import ProgressReader
+    from studyloom.views.progress_reader import ProgressReader
     from studyloom.worker.stopping import read_control, set_control
 
     stored = open_run(arguments, DEADLINE)

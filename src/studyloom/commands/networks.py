@@ -54,7 +54,7 @@ def run_later_stages(
     from studyloom.commands.choose_winner import choose_winner
     from studyloom.config.compose import recompose
     from studyloom.config.trust import code_of_study
-    from studyloom.views.terminal import make_console
+    from studyloom.views.consoles import make_console
     from studyloom.winner.predictor import load_network
 
     with (
@@ -138,7 +138,7 @@ def compress(arguments: argparse.Namespace) -> None:
     from studyloom.config.compose import recompose
     from studyloom.config.trust import code_of_study
     from studyloom.errors import Interrupted
-    from studyloom.views.terminal import make_console
+    from studyloom.views.consoles import make_console
     from studyloom.winner.evaluation import read_evaluation
     from studyloom.winner.result import to_document
     from studyloom.worker.stopping import Stop
@@ -227,7 +227,7 @@ def replay(arguments: argparse.Namespace) -> int:
     """
     from studyloom.config.compose import initialized_as_run
     from studyloom.config.trust import code_of_study
-    from studyloom.views.terminal import make_console
+    from studyloom.views.consoles import make_console
 
     stored = open_run(arguments)
     # A trusted trial may name code in the current folder, where `python -m studies.mine` looks too.

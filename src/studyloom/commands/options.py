@@ -142,7 +142,7 @@ def text_stream(arguments: argparse.Namespace) -> TextIO:
 
 def print_json(document: Any) -> None:
     """Prints a document of `commands.documents` on one line; NaN and infinity become null."""
-    from studyloom.views.progress import to_json
+    from studyloom.json_text import to_json
 
     print(to_json(document), flush=True)
 

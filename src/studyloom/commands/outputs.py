@@ -25,9 +25,11 @@ from studyloom.errors import ConfigError, StudyloomError
 from studyloom.files import check_output
 from studyloom.storage.stored_study import StoredStudy, value_of
 from studyloom.text import PrintableFormatter, mask_passwords, printable
+from studyloom.views.consoles import make_console
 from studyloom.views.events import History, format_event
-from studyloom.views.progress import BestTrial, Progress, ProgressReader
-from studyloom.views.terminal import make_console
+from studyloom.views.progress import Progress
+from studyloom.views.progress_reader import ProgressReader
+from studyloom.views.status import BestTrial
 from studyloom.winner.result import ShortResult
 from studyloom.worker_log import LINE
 

@@ -14,7 +14,7 @@ from studyloom.commands.recording import begin_recording, explain_missing_winner
 from studyloom.definition.definition import Definition
 from studyloom.storage.command_record import end_command, recording_end
 from studyloom.text import plural
-from studyloom.views import dry_run, terminal
+from studyloom.views import dry_run, live_display, resumptions, terminal, terminal_lines
 from studyloom.views.snapshot import take_snapshot
 from studyloom.winner.evaluation import Evaluation, read_evaluation
 from studyloom.worker.callbacks import TrialCallback
@@ -84,7 +84,7 @@ class StudyReporting(TrackingReporting):
         if read_control(stored) == "pause":
             folder = shlex.quote(str(study.run_dir))
             notice = f"{stored.name} is paused; studyloom resume {folder} resumes it"
-            terminal.say(self.console, notice)
+            terminal_lines.say(self.console, notice)
         terminal.print_code_changes(stored, self.console)
         write_result.move_result_of_another_study(study, self.console)
 
@@ -98,9 +98,9 @@ class StudyReporting(TrackingReporting):
         self.has_announced = True
         self.has_run_workers = True
         # It prints the trials that resume from now on: it compares with the progress so far.
-        resumptions = terminal.Resumptions(outputs.read(), self.console)
-        display = terminal.Display(
-            outputs.read, self.console, stop, [*outputs.listeners, resumptions], notes
+        resumption_printer = resumptions.Resumptions(outputs.read(), self.console)
+        display = live_display.Display(
+            outputs.read, self.console, stop, [*outputs.listeners, resumption_printer], notes
         )
         with display, end_of_run.deferring_halt():
             yield
@@ -135,7 +135,7 @@ class StudyReporting(TrackingReporting):
         if stop.lone_signal is not None:  # only this process was stopped; others continue
             return 0
         if detached_notice is not None:  # the workers continue without this command
-            terminal.say(self.console, detached_notice)
+            terminal_lines.say(self.console, detached_notice)
             return 0
         evaluation = read_evaluation(self.opened)
         study = evaluation.study
@@ -192,7 +192,7 @@ class StudyReporting(TrackingReporting):
     def continues(self, open_trials: int) -> bool:
         """Prints that trials were opened meanwhile, and records a new beginning for them."""
         reason = "trials or trainings were opened meanwhile, as by studyloom redo: they follow"
-        terminal.say(self.console, f"{open_trials} {reason}")
+        terminal_lines.say(self.console, f"{open_trials} {reason}")
         begin_recording(self.opened, self.command)
         self.has_announced = False
         return True

@@ -11,8 +11,8 @@ from studyloom.error_display import print_errors
 from studyloom.errors import BrokenProcess, UndrawnReport
 from studyloom.files import is_newer, write_whole
 from studyloom.storage.command_record import store_result
-from studyloom.views import terminal
 from studyloom.views.result_files import write_result_files
+from studyloom.views.terminal_lines import say
 from studyloom.winner.assemble_result import evaluate_winner, is_result_of
 from studyloom.winner.evaluation import Evaluation, read_evaluation
 from studyloom.winner.result import Result, move_aside
@@ -32,7 +32,7 @@ def move_result_of_another_study(study: OpenStudy, console: Console) -> None:
         # Another command may have moved the result before this one got the lease.
         if has_result_of_another_study(study):
             new_place = move_aside(study.run_dir)
-            terminal.say(
+            say(
                 console,
                 f"the result in {study.run_dir} belongs to another study; it was moved to "
                 f"{new_place}",

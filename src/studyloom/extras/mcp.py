@@ -19,14 +19,14 @@ from studyloom.commands.options import open_run
 from studyloom.errors import ConfigError, StudyloomError
 from studyloom.extras.proposals import asking, queue
 from studyloom.installation import pip_install
+from studyloom.json_text import to_json
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.text import mask_passwords, one_line, printable, shorten_end
-from studyloom.views import page
-from studyloom.views.charts import Block, Chart, Multiples, PageTable
+from studyloom.views import charts, page
 from studyloom.views.comparison import make_document, read_studies
-from studyloom.views.progress import ProgressReader, to_json
+from studyloom.views.progress_reader import ProgressReader
 from studyloom.views.report import read_report
-from studyloom.views.terminal import align_rows
+from studyloom.views.terminal_lines import align_rows
 from studyloom.winner.result import Result
 from studyloom.worker.stop_trial import stop_trial
 
@@ -198,7 +198,7 @@ def report_lines(stored: StoredStudy, run_dir: Path) -> Iterator[str]:
             yield from _list_lines(block)
 
 
-def _list_lines(block: Block) -> Iterator[str]:
+def _list_lines(block: charts.Block) -> Iterator[str]:
     """Yields a block of the report as lines of text, except images and the table of trials."""
     match block:
         case page.Absent(text) | page.Paragraph(text):
@@ -215,14 +215,14 @@ def _list_lines(block: Block) -> Iterator[str]:
             yield f"{title} {remark}"
             for inner_block in blocks:
                 yield from _list_lines(inner_block)
-        case PageTable(head, rows, text_columns):
+        case charts.PageTable(head, rows, text_columns):
             text_rows = []
             for row in (head, *rows):
                 text_rows.append([one_line(str(cell)) for cell in row])
             yield from align_rows(text_rows, text_columns)
-        case Chart(label=label, table=table):
+        case charts.Chart(label=label, table=table):
             yield label
             yield from _list_lines(table)
-        case Multiples(charts):
-            for chart in charts.values():
+        case charts.Multiples(small_charts):
+            for chart in small_charts.values():
                 yield from _list_lines(chart)

@@ -21,8 +21,9 @@ from optuna.trial import FrozenTrial
 from studyloom.errors import raise_if_any
 from studyloom.extras.trackers.projection import Feed
 from studyloom.installation import pip_install
+from studyloom.json_text import to_json
 from studyloom.text import one_line, printable
-from studyloom.views.progress import Progress, to_json
+from studyloom.views.progress import Progress
 from studyloom.views.words import (
     describe_stored_result,
     format_parameters,

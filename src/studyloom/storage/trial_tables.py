@@ -2,8 +2,6 @@
 
 import csv
 import io
-import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,6 +9,7 @@ from typing import Any, overload
 
 from optuna.trial import FrozenTrial
 
+from studyloom.json_text import to_json
 from studyloom.storage.attributes import COLUMNS
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_record import TrialRecord
@@ -172,8 +171,7 @@ def as_json(rows: Rows) -> str:
     """Formats rows as a JSON list, an object on each line; numbers that are not finite as null."""
     lines = []
     for row in rows.to_dicts():
-        values = {column: _json_value(cell) for column, cell in row.items()}
-        lines.append(json.dumps(values, allow_nan=False, default=str))
+        lines.append(to_json({column: _plain(cell) for column, cell in row.items()}))
     return "[" + ",\n".join(lines) + "]\n"
 
 
@@ -181,12 +179,4 @@ def _plain(cell: object) -> object:
     """Returns a cell with a time as text."""
     if isinstance(cell, datetime):
         return cell.isoformat()
-    return cell
-
-
-def _json_value(cell: object) -> object:
-    """Returns a cell as a value of JSON, which has no number that is not finite."""
-    cell = _plain(cell)
-    if isinstance(cell, float) and not math.isfinite(cell):
-        return None
     return cell

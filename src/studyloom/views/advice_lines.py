@@ -6,8 +6,8 @@ from studyloom.storage.stored_study import StoredStudy
 from studyloom.views.advice import Advice, format_share, list_advice
 from studyloom.views.importances import collect_names, compute_importances
 from studyloom.views.plain_names import name_plainly
-from studyloom.views.progress import wrap_parts
 from studyloom.views.snapshot import Snapshot
+from studyloom.views.terminal_lines import wrap_parts
 from studyloom.winner.result import Result
 
 

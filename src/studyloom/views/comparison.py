@@ -22,7 +22,7 @@ from studyloom.views.charts import Block, Chart, PageTable
 from studyloom.views.comparison_figure import MOST_STUDIES, draw_best_lines
 from studyloom.views.headline import make_headline
 from studyloom.views.snapshot import Snapshot, take_snapshot
-from studyloom.views.terminal import align_rows
+from studyloom.views.terminal_lines import align_rows
 from studyloom.views.worked_time import collect_trials_of_stages, find_period, sum_worked_seconds
 from studyloom.winner.result import Result
 

@@ -32,7 +32,8 @@ from studyloom.storage.stored_study import StoredStudy
 from studyloom.text import mask_passwords, name_error, one_line
 from studyloom.views.charts import Block
 from studyloom.views.page import Section, Trials, fill_template, render_page, render_section
-from studyloom.views.progress import Progress, ProgressReader
+from studyloom.views.progress import Progress
+from studyloom.views.progress_reader import ProgressReader
 from studyloom.views.report import read_configs, read_report
 from studyloom.views.report_requests import PATHS, Answer, ProposeChanged, ReportRequests
 from studyloom.winner.result import Result

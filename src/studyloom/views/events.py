@@ -14,9 +14,10 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 from optuna.trial import FrozenTrial
 
+from studyloom.json_text import to_json
 from studyloom.storage.stored_study import value_of
 from studyloom.storage.trial_record import TrialRecord
-from studyloom.views.progress import Progress, to_json
+from studyloom.views.progress import Progress
 from studyloom.winner.result import ShortResult
 from studyloom.worker.stopping import Request
 

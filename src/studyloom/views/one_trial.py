@@ -18,7 +18,8 @@ from studyloom.text import (
     one_line,
 )
 from studyloom.views.snapshot import Snapshot, take_snapshot
-from studyloom.views.terminal import align_rows, describe_proposer, say
+from studyloom.views.terminal import describe_proposer
+from studyloom.views.terminal_lines import align_rows, say
 from studyloom.views.trial_details import describe_end
 from studyloom.views.words import format_each_value
 

@@ -24,7 +24,8 @@ from studyloom.views import (
 )
 from studyloom.views.axes import Axis
 from studyloom.views.explanations import render_explanations
-from studyloom.views.progress import Progress, ProgressReader
+from studyloom.views.progress import Progress
+from studyloom.views.progress_reader import ProgressReader
 from studyloom.views.sampled_study import sample_trials
 from studyloom.views.snapshot import Snapshot
 from studyloom.views.trial_values import last_values

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 from studyloom.errors import ConfigError, StudyloomError
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.text import mask_passwords, one_line
-from studyloom.views.progress import ProgressReader
+from studyloom.views.progress_reader import ProgressReader
 from studyloom.worker.stop_trial import stop_trial
 from studyloom.worker.stopping import Request, set_control
 

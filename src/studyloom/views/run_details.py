@@ -20,7 +20,7 @@ from studyloom.storage.urls import parse_url, without_password
 from studyloom.text import one_line
 from studyloom.views.headline import make_headline
 from studyloom.views.snapshot import take_snapshot
-from studyloom.views.terminal import say
+from studyloom.views.terminal_lines import say
 from studyloom.views.words import explain_choice, list_ablation, list_facts, name_trial
 from studyloom.winner.result import Result
 

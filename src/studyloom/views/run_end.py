@@ -14,10 +14,9 @@ from rich.text import Text
 from studyloom.text import format_cost, format_duration, format_error
 from studyloom.views import words
 from studyloom.views.notable_trials import NotableTrial, list_notable_trials
-from studyloom.views.progress import wrap_parts
 from studyloom.views.snapshot import Snapshot
 from studyloom.views.state_colors import color_counts
-from studyloom.views.terminal import align_rows, width_of
+from studyloom.views.terminal_lines import align_rows, width_of, wrap_parts
 from studyloom.winner.result import Result
 
 MOST_LINES = 12

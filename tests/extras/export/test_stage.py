@@ -22,7 +22,7 @@ from studyloom.extras.export.exported_network import Original
 from studyloom.extras.export.settings import Settings
 from studyloom.storage.command_record import store_result
 from studyloom.training.checkpoint import pack_weights
-from studyloom.views.terminal import make_console
+from studyloom.views.consoles import make_console
 from studyloom.worker.stopping import Stop
 
 pytestmark = pytest.mark.nightly

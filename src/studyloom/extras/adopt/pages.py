@@ -35,10 +35,11 @@ from studyloom.views import page
 from studyloom.views.advice import explain_basis, explain_no_importances
 from studyloom.views.axes import Axis
 from studyloom.views.charts import Block
+from studyloom.views.consoles import make_console
 from studyloom.views.importances import Importances, compare_values, rate_hyperparameters
 from studyloom.views.page import Head, Section, make_section
 from studyloom.views.search_sections import render_curves, render_history
-from studyloom.views.terminal import make_console, say
+from studyloom.views.terminal_lines import say
 
 MAX_DRAWN = 2000  # trials that are drawn, the best among them
 FIRST_TRIALS = 3  # the number of the best configurations that the next search tries first

@@ -20,7 +20,7 @@ from studyloom.extras.export.onnx import check_installed
 from studyloom.extras.export.record import CHOSEN, Compressed
 from studyloom.extras.export.settings import Settings, loop_errors, metric_of
 from studyloom.extras.export.variants import Say
-from studyloom.views.terminal import render_rows, say
+from studyloom.views.terminal_lines import render_rows, say
 from studyloom.winner.assemble_result import is_result_of
 from studyloom.winner.evaluation import Evaluation
 from studyloom.winner.result import Result

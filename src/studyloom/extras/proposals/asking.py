@@ -22,9 +22,9 @@ from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.storage.trial_tables import trial_rows
 from studyloom.text import one_line
+from studyloom.views.consoles import make_console
 from studyloom.views.headline import describe_trial
 from studyloom.views.snapshot import take_snapshot
-from studyloom.views.terminal import make_console
 from studyloom.views.words import describe_data
 
 DEADLINE = 10.0  # seconds to wait for a database that is busy or away
