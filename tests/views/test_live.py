@@ -59,7 +59,7 @@ def test_a_study_is_displayed_while_it_runs(half_done, monkeypatch, kind):
     progresses = []
     with Display(busy, console, listeners=[progresses.append]):
         half_done.optuna.tell(4, 0.95)
-        until(lambda: "0.9500" in console.file.getvalue())
+        until(lambda: "search: 5 of 8 trials" in console.file.getvalue())
     text = console.file.getvalue()
     assert progresses[-1].search.best.value == 0.95
     assert "search: 5 of 8 trials" in text
