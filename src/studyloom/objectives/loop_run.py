@@ -33,7 +33,7 @@ from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import Infeasible, UndefinedMetric
 from studyloom.objectives.objective import Attempt
-from studyloom.objectives.stream import Stream, list_sources
+from studyloom.objectives.stream import Stream
 from studyloom.seeds import derive
 from studyloom.space.rule import Condition, Cost
 from studyloom.storage.attributes import COLUMNS, LARGEST
@@ -739,7 +739,7 @@ def _find_streams(variables: Mapping[str, object], parts: Sequence[object]) -> l
     kept = [*parts]
     for part in parts:
         if isinstance(part, Stream):
-            kept += list_sources(part)
+            kept += part.sources
     return [name for name, value in variables.items() if _is_stream(value, kept)]
 
 

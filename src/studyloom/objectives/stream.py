@@ -4,8 +4,9 @@ A *pass* reads the iterable once, from its first item to its last. The *position
 passes that have ended, and the number of items that the present one has given.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator
-from typing import Any, Generic, Protocol, Self, TypedDict, TypeVar, runtime_checkable
+from typing import Generic, Protocol, Self, TypedDict, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -25,32 +26,21 @@ class Stateful(Protocol):
     def load_state_dict(self, state: State, /) -> object: ...
 
 
-class PassStart(TypedDict):
-    """The random state in which a pass began, which decides the order of a shuffling DataLoader.
-
-    Attributes:
-        random: the state of the random generators of Python, NumPy and PyTorch.
-        generator: the state of a DataLoader's own generator; None if it has none.
-    """
-
-    random: RandomState
-    generator: Tensor | None
-
-
 class StreamState(TypedDict):
     """The position of a stream, as a checkpoint holds it.
 
     Attributes:
         passes: the number of passes that have ended.
         items: the number of items that the present pass has given.
-        start: the random state in which the present pass began; None between two passes.
+        start: the random state in which the present pass began, which decides the order of a
+            shuffling DataLoader; None between two passes.
         generator: the present state of a DataLoader's own generator; None if it has none.
         iterable: the iterable's own state; None if it has none.
     """
 
     passes: int
     items: int
-    start: PassStart | None
+    start: RandomState | None
     generator: Tensor | None
     iterable: State | None
 
@@ -88,6 +78,8 @@ class Stream(Generic[Item]):
         iterable: the iterable.
         passes: the number of passes that have ended.
         items: the number of items that the present pass has given.
+        sources: the objects whose position the stream's state includes, so that a loop need not
+            keep them: the iterable, and the Dataset of a DataLoader.
 
     Raises:
         TypeError: it is no iterable, or it is an iterator, such as a generator, which cannot begin
@@ -116,16 +108,21 @@ class Stream(Generic[Item]):
                 "studyloom.Stream must get an iterable that begins again with each `for`, such as "
                 f"a DataLoader or a list; got an iterator, {kind}; give what it iterates over"
             )
-        if isinstance(iterable, DataLoader) and iterable.persistent_workers:
-            raise ValueError(
-                "studyloom.Stream must get a DataLoader with persistent_workers=False: workers "
-                "that persist carry random numbers from pass to pass, which no checkpoint holds"
-            )
         self.iterable = iterable
         self.passes = 0
         self.items = 0
+        self.sources: list[object] = [iterable]
+        self._generator: torch.Generator | None = None  # which a DataLoader was given
         self._iterator: Iterator[Item] | None = None  # of the present pass; None before it opens
-        self._start: PassStart | None = None  # of the present pass; None between two passes
+        self._start: RandomState | None = None  # of the present pass; None between two passes
+        if isinstance(iterable, DataLoader):
+            if iterable.persistent_workers:
+                raise ValueError(
+                    "studyloom.Stream must get a DataLoader with persistent_workers=False: workers "
+                    "that persist carry random numbers from pass to pass, which no checkpoint holds"
+                )
+            self.sources.append(iterable.dataset)
+            self._generator = iterable.generator
 
     def __iter__(self) -> Self:
         return self
@@ -203,42 +200,31 @@ class Stream(Generic[Item]):
         Raises:
             ValueError: the iterable has fewer items.
         """
-        for skipped in range(self.items):
-            try:
-                next(iterator)
-            except StopIteration:
-                raise ValueError(
-                    f"a stream cannot return to its position: its pass had given {self.items} "
-                    f"items, and now ends after {skipped}; its {type(self.iterable).__name__} must "
-                    "give the same items each time"
-                ) from None
+        skipped = 0
+        for _ in itertools.islice(iterator, self.items):
+            skipped += 1
+        if skipped < self.items:
+            raise ValueError(
+                f"a stream cannot return to its position: its pass had given {self.items} items, "
+                f"and now ends after {skipped}; its {type(self.iterable).__name__} must give the "
+                "same items each time"
+            )
 
-    def _get_random_state(self) -> PassStart:
-        return {"random": get_random_state(), "generator": self._get_generator_state()}
+    def _get_random_state(self) -> RandomState:
+        """Returns the state of all generators, that of the DataLoader's own included."""
+        state = get_random_state()
+        state["generator"] = self._get_generator_state()
+        return state
 
-    def _set_random_state(self, state: PassStart) -> None:
-        set_random_state(state["random"])
+    def _set_random_state(self, state: RandomState) -> None:
+        set_random_state(state)
         self._set_generator_state(state["generator"])
 
     def _get_generator_state(self) -> Tensor | None:
-        """Returns the state of the generator that a DataLoader was given; None without one."""
-        if isinstance(self.iterable, DataLoader) and self.iterable.generator is not None:
-            generator: torch.Generator = self.iterable.generator
-            return generator.get_state()
-        return None
+        if self._generator is None:
+            return None
+        return self._generator.get_state()
 
     def _set_generator_state(self, state: Tensor | None) -> None:
-        if isinstance(self.iterable, DataLoader) and state is not None:
-            generator: torch.Generator | None = self.iterable.generator
-            if generator is not None:
-                generator.set_state(state)
-
-
-def list_sources(stream: Stream[Any]) -> list[object]:
-    """Returns the objects whose position a stream's state includes: its iterable, and its Dataset.
-
-    A loop that keeps the stream need not keep them.
-    """
-    if isinstance(stream.iterable, DataLoader):
-        return [stream.iterable, stream.iterable.dataset]
-    return [stream.iterable]
+        if self._generator is not None and state is not None:
+            self._generator.set_state(state)
