@@ -17,7 +17,9 @@ from studyloom.errors import ConfigError
         argument("--sweep", "FILE", "a W&B sweep file, in place of a metric and a program"),
         required=True,
     ),
-    argument("--trials", "N", "the number of trials (default: 40)", type=int),
+    argument(
+        "--trials", "N", "the number of trials (default: run_cap of --sweep, else 40)", type=int
+    ),
     argument("--workers", "N", "worker processes (default: one for each GPU or core)", type=int),
     argument("--name", "NAME", "the name of the study (default: that of the script)"),
     argument("--value", "REGEX", "finds the value in a line, instead of its name", default=""),

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from scripts_to_tune import copy_scripts
 
-from studyloom.extras.tune.tune import write_study
+from studyloom.extras.tune.tune import write_study, write_study_of_sweep
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +48,35 @@ def test_the_same_command_finds_its_study_among_those_of_other_searches(capsys):
     assert write() == first
     assert write("0.1:0.6") == second
     assert write("0.1:0.7").config == Path("runs/typed-3/tune.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "line"),
+    [
+        ("random", [], "trials    6 (run_cap: 6)"),
+        ("random", ["study.trials=3"], "trials    3 (in place of run_cap: 6)"),
+        ("random", ["study.trials=9"], "trials    9 (in place of run_cap: 6)"),
+        ("grid", [], "trials    6 (all 6 combinations of the grid)"),
+        ("grid", ["study.trials=2"], "trials    2 (in place of all 6 combinations of the grid)"),
+        ("bayes", [], "trials    40 (the file has no run_cap)"),
+    ],
+)
+def test_a_line_says_how_many_trials_a_sweep_has_and_why(name, overrides, line, capsys):
+    write_study_of_sweep(f"sweeps/{name}.yaml", overrides=overrides)
+    assert capsys.readouterr().out.splitlines()[1] == line
+
+
+def test_a_sweep_whose_budget_or_target_is_edited_is_the_same_study():
+    file = Path("sweeps/target.yaml")
+    content = file.read_text()
+    study = write_study_of_sweep(str(file))
+    has_run(study.config.parent)
+    file.write_text(content.replace("run_cap: 40", "run_cap: 60").replace("0.9}", "0.95}"))
+    assert write_study_of_sweep(str(file)) == study
+    written = yaml.safe_load(study.config.read_text())
+    assert (written["study"]["trials"], written["study"]["target"]) == (60, 0.95)
+    file.write_text(content.replace("0.1}", "0.2}"))
+    assert write_study_of_sweep(str(file)).config != study.config
 
 
 @pytest.mark.parametrize("settings", [{"name": "mine"}, {"overrides": ["study.name=mine"]}])

@@ -56,10 +56,15 @@ class Program:
 
 @dataclass(frozen=True)
 class ParsedSearch:
-    """A search, and the lines that a user should read before it begins."""
+    """A search, and the lines that a user should read before it begins.
+
+    Attributes:
+        budget: where the number of trials comes from, such as "run_cap: 6"; "" for the default.
+    """
 
     search: Search
     notes: tuple[str, ...]
+    budget: str = ""
 
 
 def find_program(command_line: Sequence[str]) -> Program:

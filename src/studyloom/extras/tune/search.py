@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml  # type: ignore[import-untyped]
+
 from studyloom.config.config_sources import check_run_dir
 from studyloom.config.invocation import write_sections
 from studyloom.config.values import as_yaml, escape_interpolations
@@ -18,6 +20,7 @@ from studyloom.files import write_whole
 from studyloom.metrics import Direction
 
 CONFIG = "tune.yaml"  # in the run directory
+BOUNDS = ("trials", "target")  # keys of the section `study` that bound a search
 # The placeholders of a command, as in `integrations.command`, whose import takes seconds.
 RESERVED = ("seed", "trial", "checkpoint_dir", "gpus")
 # The kinds of ranges in a space, where a mapping with such a key is a range, and no section.
@@ -161,11 +164,31 @@ def _set_nested(tree: dict[str, object], path: str, value: object) -> None:
 
 
 def has_other_study(search: Search, run_dir: Path) -> bool:
-    """Returns True if a study of another config than that of a search has run in a directory."""
+    """Returns True if a study of another config than that of a search has run in a directory.
+
+    A study continues with another number of trials, and with another target.
+    """
     file = run_dir / CONFIG
     if not (run_dir / ".hydra" / "config.yaml").exists():
         return False
-    return not file.exists() or file.read_text(encoding="utf-8") != as_yaml(search.to_config())
+    if not file.exists():
+        return True
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError):  # somebody has edited it
+        return True
+    return _write_without_bounds(config) != _write_without_bounds(search.to_config())
+
+
+def _write_without_bounds(config: object) -> str:
+    """Returns a config as text, without the keys that may change while a study continues."""
+    if not isinstance(config, dict) or not isinstance(config.get("study"), dict):
+        return ""
+    study = {}
+    for key, value in config["study"].items():
+        if key not in BOUNDS:
+            study[key] = value
+    return as_yaml({**config, "study": study})
 
 
 def write_config(search: Search, run_dir: Path) -> Path:

@@ -114,6 +114,7 @@ class _SweepParser:
         names: the name of the placeholder of each parameter that is searched, by its path.
         flags: the words that stand for a boolean, by the name of its placeholder.
         written_as_texts: the placeholders of lists whose values stand in a mapping's text.
+        budget: where the number of trials comes from, see `ParsedSearch`.
     """
 
     path: Path
@@ -123,6 +124,7 @@ class _SweepParser:
     names: dict[tuple[str, ...], str] = field(default_factory=dict)
     flags: dict[str, tuple[str, ...]] = field(default_factory=dict)
     written_as_texts: set[str] = field(default_factory=set)
+    budget: str = ""
     errors: list[str] = field(default_factory=list)
 
     def parse(self) -> ParsedSearch:
@@ -186,7 +188,7 @@ class _SweepParser:
             target=target,
             settings=settings,
         )
-        return ParsedSearch(search, (describe_baselines(baselines),))
+        return ParsedSearch(search, (describe_baselines(baselines),), self.budget)
 
     def _section(self, key: str, *, required: bool = False) -> Mapping[object, object]:
         """Returns the mapping of a key; an empty one, with an error, if it is none."""
@@ -427,6 +429,8 @@ class _SweepParser:
         if run_cap is not None and (type(run_cap) is not int or run_cap < 1):
             self.errors.append(f"run_cap must be an integer from 1; got {run_cap!r}")
             return None
+        if run_cap is not None:
+            self.budget = f"run_cap: {run_cap}"
         if self.sweep.get("method") != "grid":
             return run_cap
         sizes = []
@@ -440,9 +444,11 @@ class _SweepParser:
                 )
             else:
                 sizes.append(size)
-        if run_cap is None:
-            return math.prod(sizes)
-        return min(run_cap, math.prod(sizes))
+        combinations = math.prod(sizes)
+        if run_cap is not None and run_cap <= combinations:
+            return run_cap
+        self.budget = f"all {combinations} combinations of the grid"
+        return combinations
 
     def _read_early_end(self) -> dict[str, object]:
         """Returns the section of the pruner, which ends weak trials at the same iterations."""

@@ -1,12 +1,13 @@
 """The door of `studyloom tune`: writes the study of a command line, and says what will run."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
 from studyloom.config.overrides import Override
+from studyloom.config.schema import StudySection
 from studyloom.extras.tune.command_line import ParsedSearch, parse_search, parse_test
 from studyloom.extras.tune.search import Search, has_other_study, write_config
 from studyloom.extras.tune.sweep_file import parse_sweep
@@ -78,7 +79,24 @@ def write_study_of_sweep(
     Raises:
         ConfigError: every key of the file that is wrong or has no counterpart.
     """
-    return _write(parse_sweep(Path(path)), name, tests, overrides)
+    parsed = parse_sweep(Path(path))
+    notes = (*parsed.notes, *_describe_budget(parsed, overrides))
+    return _write(replace(parsed, notes=notes), name, tests, overrides)
+
+
+def _describe_budget(parsed: ParsedSearch, overrides: Sequence[str]) -> Iterator[str]:
+    """Yields the line that says how many trials a sweep has, and why."""
+    given_trials = None
+    for text in overrides:
+        override = Override.parse(text)
+        if override.key == "study.trials":
+            given_trials = override.value
+    if given_trials is not None and parsed.budget:
+        yield f"trials    {given_trials} (in place of {parsed.budget})"
+    elif parsed.budget:
+        yield f"trials    {parsed.search.trials} ({parsed.budget})"
+    elif given_trials is None:
+        yield f"trials    {StudySection.trials} (the file has no run_cap)"
 
 
 def _write(
