@@ -18,7 +18,7 @@ from studyloom.errors import ConfigError
         required=True,
     ),
     argument(
-        "--trials", "N", "the number of trials (default: run_cap of --sweep, else 40)", type=int
+        "--trials", "N", "the number of trials (default: that of the sweep file, or 40)", type=int
     ),
     argument("--workers", "N", "worker processes (default: one for each GPU or core)", type=int),
     argument("--name", "NAME", "the name of the study (default: that of the script)"),
