@@ -112,6 +112,14 @@ def is_alive(pid: int) -> bool:
     return state not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 
+def is_gone(worker: str) -> bool:
+    """Returns whether a worker of this host has ended, by its id; False for another host's."""
+    host, _, pid = worker.rpartition(":")
+    if host != host_id() or not re.fullmatch(r"[0-9]{1,9}", pid):
+        return False
+    return not is_alive(int(pid))
+
+
 def signal_group(group: int, number: int) -> None:
     """Sends a signal to the process group of a child, if any process of the group still runs.
 

@@ -2,6 +2,7 @@ import io
 import json
 import math
 import re
+import subprocess
 import time
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from toys import begin, two_sided
 
 from studyloom.cli import main
 from studyloom.errors import StorageLost
+from studyloom.processes import worker_id
 from studyloom.storage.attributes import HALTED, PAUSED, PROPOSED
 from studyloom.views.headline import make_headline
 from studyloom.views.importances import Importances
@@ -80,6 +82,18 @@ def test_a_running_trial_that_no_worker_holds_is_shown_as_interrupted(half_done,
     figures = re.findall("</i>(interrupted|running)</li>", page)
     assert len(figures) == 3
     assert {*figures} == {"interrupted"}
+
+
+def test_the_trial_of_a_dead_worker_is_shown_as_interrupted_at_once(half_done):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    with half_done.ledger.storage.engine.begin() as connection:
+        rename = "UPDATE studyloom_slots SET owner = ? WHERE owner = 'host:4'"
+        connection.exec_driver_sql(rename, (worker_id(gone.pid),))
+    text = shown(ProgressReader(half_done).status())
+    assert "2 complete, 1 pruned, 1 failed, 1 running, 1 interrupted\n" in text
+    assert "budget left: 3 trials\n" in text
+    assert joined("its process has ended: the next worker resumes it") in joined(text)
 
 
 def test_counts_have_a_comma_from_a_thousand_on():

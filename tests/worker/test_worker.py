@@ -1,6 +1,7 @@
 """The worker loop: budgets, claims, stops, and deaths of other workers."""
 
 import os
+import subprocess
 from contextlib import contextmanager, suppress
 
 import optuna
@@ -36,6 +37,7 @@ from studyloom.storage.attributes import (
     TIMES,
 )
 from studyloom.storage.opening import open_study
+from studyloom.worker.driver import reopen
 from studyloom.worker.stage import Stage
 from studyloom.worker.worker import Worker
 
@@ -236,6 +238,17 @@ def test_a_value_that_the_database_cannot_hold_fails_its_trial(postgres_url, def
     assert trial.user_attrs[FAILURE] == "error"
     assert "cannot hold this: value too long" in trial.user_attrs[REASON]
     assert stored.ledger.counts()["done"] == 1
+
+
+def test_a_command_first_resumes_the_trial_of_a_dead_worker(sqlite_url):
+    definition = ask(*RANDOM)
+    stored = fresh(sqlite_url, definition, 2)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    ledger = stored.ledger
+    interrupted = ledger.claim(worker_id(gone.pid), 2, lease=60)
+    reopen([Stage("search", stored, definition, Strategy(definition), 2)])
+    assert ledger.claim(worker_id(os.getpid()), 2, lease=60).slot == interrupted.slot
 
 
 def test_all_of_a_workers_time_is_charged_to_its_trials(sqlite_url):

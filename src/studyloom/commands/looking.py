@@ -123,7 +123,7 @@ def status_exit_code(progress: "Progress", stored: "StoredStudy") -> int:
         return STOPPED_OR_PAUSED
     if any(worker.is_alive for worker in progress.current.workers):
         return OK
-    if any(testing.seconds_left > 0 for testing in stored.ledger.testing_commands()):
+    if any(testing.is_live for testing in stored.ledger.testing_commands()):
         return OK
     return NO_WORKER
 

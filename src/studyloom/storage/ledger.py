@@ -30,7 +30,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from studyloom.errors import ClaimLost, StorageError
-from studyloom.processes import host_id, is_alive, running_in_thread, worker_id
+from studyloom.processes import is_gone, running_in_thread, worker_id
 from studyloom.space.tree import Configuration
 from studyloom.storage import connections, slot_table, sql
 from studyloom.storage.attributes import FORMER_SLOT, LARGEST, SEGMENTS, SLOT, UUID, Attributes
@@ -86,6 +86,11 @@ class HeldSlot:
     trial_id: int | None
     seconds_left: float  # until the lease ends; negative if it has ended
     age: float  # seconds since the slot was claimed
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the lease has not ended, and the worker is not known to have died."""
+        return self.seconds_left > 0 and not is_gone(self.owner)
 
 
 @dataclass(frozen=True)
@@ -501,8 +506,7 @@ class Ledger:
         Others can then claim its slot at once, and need not wait until its lease ends.
         """
         for holder in (*self.held(), *self.testing_commands()):
-            host, _, pid = holder.owner.rpartition(":")  # the id of a worker is HOST:PID
-            if host == host_id() and not is_alive(int(pid)):
+            if is_gone(holder.owner):
                 self.record_death(holder.owner, "its process is gone")
 
     # The lease to test the winner

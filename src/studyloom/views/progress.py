@@ -138,7 +138,7 @@ class Progress:
 
     @property
     def live_workers(self) -> int:
-        """The number of workers of the current stage whose lease has not expired."""
+        """The number of workers of the current stage that live: see `WorkerStatus.is_alive`."""
         return sum(worker.is_alive for worker in self.current.workers)
 
     @property
@@ -216,7 +216,7 @@ class Progress:
     @property
     def control_text(self) -> str:
         """The request of another terminal to stop or pause; empty if there is none."""
-        workers = len(self.current.workers)
+        workers = self.live_workers
         if self.control == "pause":
             if not workers:
                 return "paused"
@@ -252,7 +252,7 @@ class Progress:
         """The study as one line, without the values that change every second."""
         search = self.search
         parts = [one_line(search.name), self.stage_text, self.best_text]
-        running = len(self.current.workers)
+        running = self.live_workers
         if running:
             parts.append(f"{running} running")
         if self.control_text:

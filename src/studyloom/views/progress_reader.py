@@ -213,7 +213,7 @@ def _select_result(
 
 
 def _has_live_worker(snapshots: Iterable[Snapshot]) -> bool:
-    """Returns whether any worker of some studies holds a lease that has not expired."""
+    """Returns whether any worker of some studies lives: see `WorkerStatus.is_alive`."""
     return any(worker.is_alive for snapshot in snapshots for worker in snapshot.workers)
 
 

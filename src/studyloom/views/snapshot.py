@@ -12,6 +12,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.decisions.early_end import Forecast, read_forecast
+from studyloom.processes import is_gone
 from studyloom.storage.ledger import HeldSlot
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_record import TrialRecord
@@ -28,6 +29,7 @@ class WorkerStatus:
             times, for folds and seeds, both count its calls.
         held_seconds: the seconds since the worker claimed its slot.
         lease_seconds: the seconds left of its lease; negative after it has expired.
+        is_gone: whether its process, on this host, has ended.
     """
 
     owner: str
@@ -38,10 +40,13 @@ class WorkerStatus:
     params: Mapping[str, Any] = field(default_factory=dict)
     held_seconds: float | None = field(default=None, compare=False)
     lease_seconds: float | None = field(default=None, compare=False)
+    is_gone: bool = False
 
     @property
     def is_alive(self) -> bool:
-        """Returns whether the worker's lease has not expired."""
+        """Returns whether the worker's lease has not expired, and its process may still run."""
+        if self.is_gone:
+            return False
         return self.lease_seconds is None or self.lease_seconds > 0
 
 
@@ -50,8 +55,8 @@ class Snapshot:
     """A study at one moment.
 
     Args:
-        slots: the number of slots by state: free, held, done. A study of Optuna has no slots, so
-            its trials are counted.
+        slots: the number of slots by state: free, held by a live worker, done. A study of Optuna
+            has no slots, so its trials are counted.
         outcomes: the number of trials by outcome: complete, pruned, failed, paused,
             running, waiting.
         best: the best complete trial by the rule of the study, if there is one.
@@ -124,7 +129,8 @@ def take_snapshot(stored: StoredStudy) -> Snapshot:
 
     live_trials = None
     if stored.is_studylooms:
-        slots = _count_slots(stored, len(held), len(ended_ids))
+        live_slots = [slot for slot in held if slot.is_live]
+        slots = _count_slots(stored, len(live_slots), len(ended_ids))
         live_trials = _find_live_trials(trials, [*held_before, *held])
     else:
         slots = _count_trials_as_slots(trials)
@@ -157,13 +163,13 @@ def take_snapshot(stored: StoredStudy) -> Snapshot:
 
 
 def _find_live_trials(trials: Sequence[FrozenTrial], held: Sequence[HeldSlot]) -> frozenset[int]:
-    """Returns the numbers of the trials whose worker has renewed its lease in time.
+    """Returns the numbers of the trials whose worker lives: see `HeldSlot.is_live`.
 
     Args:
         held: the slots that workers held before the trials were read, or after it. One may be
             claimed or released in between, and its trial must not look interrupted.
     """
-    live_ids = {slot.trial_id for slot in held if slot.seconds_left > 0}
+    live_ids = {slot.trial_id for slot in held if slot.is_live}
     return frozenset(trial.number for trial in trials if trial._trial_id in live_ids)
 
 
@@ -205,7 +211,12 @@ def _read_workers(
     trials_by_id = {trial._trial_id: trial for trial in trials}
     workers = []
     for slot in held:
-        worker = WorkerStatus(slot.owner, held_seconds=slot.age, lease_seconds=slot.seconds_left)
+        worker = WorkerStatus(
+            slot.owner,
+            held_seconds=slot.age,
+            lease_seconds=slot.seconds_left,
+            is_gone=is_gone(slot.owner),
+        )
         if slot.trial_id in trials_by_id:  # else the worker has claimed the slot a moment ago
             trial = trials_by_id[slot.trial_id]
             step = trial.last_step

@@ -345,8 +345,10 @@ def describe_worker(worker: WorkerStatus) -> WorkerTexts:
         texts["value"] = format_value(worker.value)
     if worker.held_seconds is not None:
         texts["held"] = format_duration(worker.held_seconds)
-    if not worker.is_alive:
-        texts["lease"] = "expired"
+    if worker.is_gone:
+        texts["lease"] = "its process has ended: the next worker resumes it"
+    elif not worker.is_alive:
+        texts["lease"] = "expired: the next worker resumes it"
     elif worker.lease_seconds is not None:
         texts["lease"] = f"expires in {format_duration(worker.lease_seconds)}"
     return WorkerTexts(**texts)

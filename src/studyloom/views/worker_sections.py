@@ -19,13 +19,13 @@ def render_running(snapshot: Snapshot) -> Iterator[page.Section]:
     """Renders what runs now: each worker's trial, epoch, value and hyperparameters."""
     rows = []
     for worker in snapshot.workers:
+        texts = words.describe_worker(worker)
         lease = ""
         if not worker.is_alive:
-            lease = "silent: another worker resumes the trial"
+            lease = texts.lease
         parameters = ""
         if worker.trial is not None:
             parameters = words.format_parameters(worker.params)
-        texts = words.describe_worker(worker)
         row = (worker.owner, texts.trial, texts.epoch, texts.value, lease, parameters)
         rows.append(row)
     if rows:

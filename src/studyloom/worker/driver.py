@@ -177,12 +177,14 @@ def obeying_requests(study: OpenStudy, command: Command, stop: Stop) -> Iterator
 
 
 def reopen(stages: Iterable[Stage]) -> None:
-    """Prepares the stages after the search to be run again by a command.
+    """Prepares stages to be run again by a command.
 
-    A stage that has halted, since its trainings failed, gets another chance. The search itself has
-    got one in `open_search`, if the command may begin it.
+    Trials whose workers on this host have died are free at once, so that they resume before others
+    begin. A stage that has halted, since its trainings failed, gets another chance. The search
+    itself has got one in `open_search`, if the command may begin it.
     """
     for stage in stages:
+        stage.stored.ledger.record_gone()
         if not stage.is_search:
             stage.stored.reconcile(stage.trials)
             forget_halt(stage.stored)
