@@ -78,7 +78,7 @@ COMPARISON = {
 def test_an_untested_gain_is_judged_on_new_seeds():
     winner = {"trial": 4, "mean": 0.9, "values": (0.9, 0.9, 0.9)}
     won = judge(result_of(winner=winner, comparison=COMPARISON))
-    gain = "0.0400 ± 0.0100 (standard error) on 3 new seeds"
+    gain = "0.0400 (standard error 0.0100) on 3 new seeds"
     assert won == (
         f"The gain over the baseline is probably real: {gain}, above the margin for chance; no "
         "test has confirmed it."
@@ -91,7 +91,7 @@ def test_a_baseline_that_won_shows_no_gain():
     winner = {"trial": 0, "baseline": True}
     lost = {**COMPARISON, "margin": 0.05}
     assert judge(result_of(winner=winner, comparison=lost)) == (
-        "No gain is shown: trial 4 beat the baseline by only 0.0400 ± 0.0100 (standard error) on "
+        "No gain is shown: trial 4 beat the baseline by only 0.0400 (standard error 0.0100) on "
         "3 new seeds, which chance may explain."
     )
     none = "No gain: no trial beat the baseline on new seeds."

@@ -15,7 +15,7 @@ from optuna.distributions import IntDistribution
 from studyloom.storage.attributes import SPACE
 from studyloom.storage.command_record import StoredCommand
 from studyloom.storage.stored_study import StoredStudy
-from studyloom.text import format_error, one_line, plural
+from studyloom.text import one_line, plural
 from studyloom.views.importances import ENOUGH, Importances, collect_names
 from studyloom.views.narrow_ranges import BEST, NarrowRange, NumberRange, find_narrow_range
 from studyloom.views.plain_names import name_plainly
@@ -23,6 +23,7 @@ from studyloom.views.searched import describe_values, format_number_briefly
 from studyloom.views.snapshot import Snapshot
 from studyloom.views.words import (
     NO_INTERVAL,
+    format_gain,
     format_mean,
     format_number,
     name_trial,
@@ -163,10 +164,7 @@ def _explain_won_baseline(comparison: Comparison | None) -> str:
 
 def _format_gain(comparison: Comparison) -> str:
     """Formats the gain of the best candidate, with its standard error and the number of seeds."""
-    gain = format_number(comparison.gain)
-    if comparison.error > 0:
-        gain += f" ± {format_error(comparison.error, gain)} (standard error)"
-    return f"{gain} on {plural(comparison.seeds, 'new seed')}"
+    return f"{format_gain(comparison)} on {plural(comparison.seeds, 'new seed')}"
 
 
 def _judge_test(test: Scores, sign: int) -> str:

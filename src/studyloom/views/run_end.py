@@ -20,6 +20,8 @@ from studyloom.views.terminal_lines import align_rows, width_of, wrap_parts
 from studyloom.winner.result import Result
 
 MOST_LINES = 12
+# What follows the sign ± in a column of the table: over folds and seeds, or over seeds alone.
+SPREADS = {"search": "standard error", "re-evaluation": "std", "test": "std"}
 INDENT = 10  # columns before the text of a line with a label
 
 
@@ -135,15 +137,21 @@ def _render_values(snapshot: Snapshot, result: Result | None) -> Iterator[Text]:
     for trial in notable_trials:
         rows.append(_format_row(trial, snapshot.costs))
     filled_columns = []
-    for column in zip(*rows, strict=True):
-        _, *cells = column
+    for head, *cells in zip(*rows, strict=True):
         if any(cells):
-            filled_columns.append(column)
+            filled_columns.append([_name_spread(head, cells), *cells])
     text_columns = range(2, len(filled_columns))  # their values have as many decimals as digits
     head, *lines = align_rows([*zip(*filled_columns, strict=True)], (0, *text_columns))
     yield Text(head, "dim")
     for line in lines:
         yield Text(line)
+
+
+def _name_spread(head: str, cells: Sequence[str]) -> str:
+    """Returns the head of a column, with what follows the sign ± in it: see SPREADS."""
+    if any("±" in cell for cell in cells):
+        return f"{head} ± {SPREADS[head]}"
+    return head
 
 
 def _format_row(trial: NotableTrial, costs: Sequence[str]) -> list[str]:

@@ -599,7 +599,7 @@ def _explain_comparison(result: Result) -> str:
 def describe_comparison(comparison: Comparison) -> str:
     """Says by how much the best candidate beat the baseline on new seeds, and if that is enough.
 
-    Examples are "since it beat the baseline by 0.0600 ± 0.0040 (standard error) on 3 new seeds, and
+    Examples are "since it beat the baseline by 0.0600 (standard error 0.0040) on 3 new seeds, and
     chance explains at most 0.0061" and "the default configuration, since trial 17 beat it by only
     0.0040 ± 0.0030 …; winner.margin=0 takes trial 17".
     """
@@ -607,17 +607,15 @@ def describe_comparison(comparison: Comparison) -> str:
     trial = f"trial {comparison.trial}"
     if comparison.gain <= 0:
         return f"the default configuration, since no trial beat it on {seeds}"
-    gain = format_value(comparison.gain)
-    if comparison.error > 0:
-        gain += f" ± {format_error(comparison.error, gain)} (standard error)"
+    gain = f"{format_gain(comparison)} on {seeds}"
     margin = ""
     if comparison.margin_is_set:
         margin = f", and winner.margin is {format_value(comparison.margin)}"
     elif comparison.margin > 0:
         margin = f", and chance explains at most {format_value(comparison.margin)}"
     if comparison.is_won:
-        return f"since it beat the baseline by {gain} on {seeds}{margin}"
-    reason = f"the default configuration, since {trial} beat it by only {gain} on {seeds}{margin}"
+        return f"since it beat the baseline by {gain}{margin}"
+    reason = f"the default configuration, since {trial} beat it by only {gain}{margin}"
     return f"{reason}; winner.margin=0 takes {trial}"
 
 
@@ -646,6 +644,17 @@ def describe_reuse(result: Result) -> str:
     if not counts:
         return ""
     return f"reused, as trained before: {', '.join(counts)}"
+
+
+def format_gain(comparison: Comparison) -> str:
+    """Formats the gain of the best candidate with its standard error.
+
+    It has no `±`, which stands for the standard deviation over seeds in the rows above.
+    """
+    gain = format_value(comparison.gain)
+    if comparison.error > 0:
+        gain += f" (standard error {format_error(comparison.error, gain)})"
+    return gain
 
 
 def explain_no_test(result: Result) -> str:
