@@ -62,7 +62,7 @@ def print_end(
     if override and command.is_call:
         next_call = f"{command.again} with {write_argument(override)}"
     elif override:
-        next_command = make_next_command(command, override)
+        next_command = command.continue_with(override)
     end = RunEnd(
         headline=headline,
         snapshot=snapshot,
@@ -140,16 +140,6 @@ def end_of_search(snapshot: Snapshot, trials: int, *, has_run_workers: bool) -> 
     if has_run_workers:  # the counts printed for them show that the budget is spent
         return ""
     return f"the budget of {trials} trials is spent"
-
-
-def make_next_command(command: Command, override: str) -> list[str]:
-    """Returns the words of the command that continues a search by an override.
-
-    Args:
-        command: the command that has run the study.
-    """
-    key, _, _ = override.partition("=")
-    return [*command.as_typed, *command.without(key, "launcher.begins"), override]
 
 
 def write_argument(override: str) -> str:

@@ -6,12 +6,15 @@ import os
 import shlex
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from studyloom.commands.options import JSON, argument, command, print_json
 from studyloom.files import ASSETS
+
+if TYPE_CHECKING:
+    from studyloom.worker.task import Command
 
 SHELLS = ("bash", "zsh", "fish")
 KIND_WIDTH = 76  # columns of the text about a kind in the help
@@ -96,11 +99,24 @@ def run(arguments: argparse.Namespace) -> None:
     run_source(arguments.source, arguments.overrides)
 
 
-def run_source(source: str, overrides: Sequence[str]) -> None:
+def make_command(program: tuple[str, ...], overrides: tuple[str, ...]) -> "Command":
+    """Makes the command of a study that its user types as `studyloom run`."""
+    from studyloom.worker.task import Command
+
+    return Command(program, overrides)
+
+
+def run_source(
+    source: str,
+    overrides: Sequence[str],
+    make_command: Callable[[tuple[str, ...], tuple[str, ...]], "Command"] = make_command,
+) -> None:
     """Runs the study of a module or primary config in this process, which is its command.
 
     Args:
         overrides: Hydra's, or options such as --dry-run.
+        make_command: makes the command from the program of a worker and its overrides; it knows
+            what the user types to run the study again.
     """
     from studyloom.config.invocation import find_invocation, module_path
     from studyloom.config.main import hydra_main
@@ -117,11 +133,10 @@ def run_source(source: str, overrides: Sequence[str]) -> None:
         with importing_torch():
             from studyloom.commands.run_study import command_process
             from studyloom.config.study_config import StudyConfig
-            from studyloom.worker.task import Command
 
         # `hydra_main` has removed its options from the arguments: only overrides are left.
         program = ("-m", "studyloom", "run", source)
-        command = Command(program, tuple(sys.argv[1:]))
+        command = make_command(program, tuple(sys.argv[1:]))
         command_process(StudyConfig.of(cfg), command).run()
 
     run_study.__doc__ = f"Runs the study {source}: studyloom run {source} [OVERRIDES]"

@@ -1,12 +1,18 @@
 """`studyloom tune`: searches for the arguments of a training script."""
 
 import argparse
-from typing import Any
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from studyloom.commands.options import argument, command, either
 from studyloom.commands.plugins import load_plugin
 from studyloom.commands.studies import run_source
 from studyloom.errors import ConfigError
+
+if TYPE_CHECKING:
+    from studyloom.commands.tuned_command import TunedCommand
+    from studyloom.worker.task import Command
 
 
 @command(
@@ -68,7 +74,9 @@ def tune(arguments: argparse.Namespace) -> None:
     that it prints: val_acc=0.93, 'val_acc': 0.93, a table. The options of studyloom come first,
     then the script with its arguments. The baseline has the script's own defaults.
 
-    It is an ordinary study: the same command resumes it, and more --trials continue it.
+    It is an ordinary study: the same command resumes it, and more --trials continue it. After the
+    search, up to 12 trainings choose the winner: the best 3 trials and the baseline, with 3 new
+    seeds each. --set winner.top=1 --set winner.seeds=1 makes it 2, --set winner.enabled=false none.
     """
     overrides = []
     if arguments.trials is not None:
@@ -80,7 +88,31 @@ def tune(arguments: argparse.Namespace) -> None:
         study = _write_study_of_sweep(arguments, overrides)
     else:
         study = _write_study(arguments, overrides)
-    run_source(str(study.config), study.overrides)
+    run_source(str(study.config), study.overrides, _make_commands(arguments))
+
+
+def _make_commands(
+    arguments: argparse.Namespace,
+) -> Callable[[tuple[str, ...], tuple[str, ...]], "Command"]:
+    """Returns a function that makes the command of a study, which knows the typed command line."""
+    program = arguments.program
+    if arguments.module is not None:
+        program = ["-m", *arguments.module]
+    command_line = sys.argv[2:]  # after `studyloom tune`
+    options_end = len(command_line) - len(program)
+    if command_line[options_end - 1 : options_end] == ["--"]:  # before the program
+        options_end -= 1
+    options = tuple(command_line[:options_end])
+    tuned = tuple(command_line[options_end:])
+
+    def make_command(
+        program_of_worker: tuple[str, ...], overrides: tuple[str, ...]
+    ) -> "TunedCommand":
+        from studyloom.commands.tuned_command import TunedCommand
+
+        return TunedCommand(program_of_worker, overrides, options=options, tuned=tuned)
+
+    return make_command
 
 
 def _write_study(arguments: argparse.Namespace, overrides: list[str]) -> Any:

@@ -1,10 +1,11 @@
 """The task that a launcher gets, the command that its workers run, and the renewal of leases."""
 
+import json
 import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,7 +73,24 @@ class Command:
     @property
     def as_typed(self) -> list[str]:
         """The command line without its arguments, as the user types it."""
+        if self.program[:2] == ("-m", "studyloom"):
+            return ["studyloom", *self.program[2:]]
         return ["python", *self.program]
+
+    def continue_with(self, override: str) -> list[str]:
+        """Returns the words of the command line that runs the study again with another setting.
+
+        They are such as `python -m studies.mnist study.trials=80`.
+        """
+        key, _, _ = override.partition("=")
+        return [*self.as_typed, *self.without(key, "launcher.begins"), override]
+
+    def write_settings(self, section: str, values: Mapping[str, int | bool]) -> str:
+        """Writes settings as the user gives them, such as `winner.top=1 winner.seeds=1`."""
+        if self.is_call:
+            items = [f'"{key}": {value}' for key, value in values.items()]
+            return f"{section}={{{', '.join(items)}}}"
+        return " ".join(f"{section}.{key}={json.dumps(value)}" for key, value in values.items())
 
     @property
     def again(self) -> str:
