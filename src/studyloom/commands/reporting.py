@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from studyloom.commands import end_of_run, write_result
+from studyloom.commands.announcement import announce
 from studyloom.commands.outputs import Outputs, prepare_logging
 from studyloom.commands.plugins import load_plugin
 from studyloom.commands.recording import begin_recording, explain_missing_winner
 from studyloom.definition.definition import Definition
 from studyloom.storage.command_record import end_command, recording_end
-from studyloom.text import plural
 from studyloom.views import dry_run, live_display, resumptions, terminal, terminal_lines
 from studyloom.views.snapshot import take_snapshot
 from studyloom.winner.evaluation import Evaluation, read_evaluation
@@ -46,7 +46,7 @@ class StudyReporting(TrackingReporting):
         self.outputs = outputs
         self.console = outputs.console
         self.has_run_workers = False
-        self.has_announced = False  # whether `announcement` was printed
+        self.has_announced = False  # whether what is to do was printed
 
     def open(self) -> None:
         prepare_logging(logging.WARNING)
@@ -94,7 +94,7 @@ class StudyReporting(TrackingReporting):
         outputs = self.outputs
         notes: list[str] = []
         if not self.has_announced:
-            notes = self.announcement(task)
+            notes = [*outputs.notes, *announce(self.opened, self.command, task)]
         self.has_announced = True
         self.has_run_workers = True
         # It prints the trials that resume from now on: it compares with the progress so far.
@@ -104,31 +104,6 @@ class StudyReporting(TrackingReporting):
         )
         with display, end_of_run.deferring_halt():
             yield
-
-    def announcement(self, task: Task) -> list[str]:
-        """Returns the lines that are printed before the first trial: notes, and what is to do.
-
-        The last one is such as `mnist begins: 40 trials to do, logs in runs/mnist/logs`.
-        """
-        study = self.opened
-        prepared = study.prepared
-        stored = study.stored
-        notes = [*self.outputs.notes, *prepared.strategy.notes(), *prepared.warm_starts.notes]
-        notes += prepared.definition.notes(prepared.data)
-        verb = "begins"
-        if any(trial.datetime_start for trial in stored.trials()):
-            verb = "resumes"
-        open_search_trials = study.search.count_open_trials()
-        if open_search_trials == 0:
-            work = read_evaluation(study).title  # such as final training
-        else:
-            work = plural(open_search_trials, "trial")
-        logs = ""
-        # The trainings of a later stage count as open trials of the task too.
-        prints_here = prepared.launcher.works_here(task, task.count_open_trials())
-        if not prints_here:
-            logs = f", logs in {task.logs}"
-        return [*notes, f"{stored.name} {verb}: {work} to do{logs}"]
 
     def finish(self, stop: Stop, detached_notice: str | None) -> int:
         """Prints and writes the result once the workers have ended, and returns the exit code."""

@@ -382,6 +382,33 @@ def list_front(snapshot: Snapshot) -> list[list[str]]:
     return rows
 
 
+def announce_later_stages(top: int, seeds: int, *, is_tested: bool, shortening: str) -> str:
+    """Says how many trainings follow a search, what they are for, and how to have fewer.
+
+    Args:
+        top: how many of the best trials are re-evaluated.
+        seeds: with how many new seeds.
+        is_tested: whether final training and test of winner and baseline follow.
+        shortening: the settings that leave one trial and one seed, as the user gives them; empty
+            if nothing is left to shorten.
+    """
+    best = "the best trial"
+    if top > 1:
+        best = f"the best {top}"
+    choosing = (top + 1) * seeds
+    text = (
+        f"then up to {plural(choosing, 'training')} to choose the winner: {best} and the baseline, "
+        f"{plural(seeds, 'new seed')} each"
+    )
+    fewest = 2
+    if is_tested:
+        text += f"; and {2 * seeds} to test the winner and the baseline"
+        fewest = 4
+    if shortening:
+        text += f" ({shortening} makes it {fewest})"
+    return text
+
+
 # A result
 
 
@@ -601,7 +628,7 @@ def describe_comparison(comparison: Comparison) -> str:
 
     Examples are "since it beat the baseline by 0.0600 (standard error 0.0040) on 3 new seeds, and
     chance explains at most 0.0061" and "the default configuration, since trial 17 beat it by only
-    0.0040 ± 0.0030 …; winner.margin=0 takes trial 17".
+    0.0040 …; winner.margin=0 takes trial 17".
     """
     seeds = plural(comparison.seeds, "new seed")
     trial = f"trial {comparison.trial}"
@@ -617,6 +644,17 @@ def describe_comparison(comparison: Comparison) -> str:
         return f"since it beat the baseline by {gain}{margin}"
     reason = f"the default configuration, since {trial} beat it by only {gain}{margin}"
     return f"{reason}; winner.margin=0 takes {trial}"
+
+
+def format_gain(comparison: Comparison) -> str:
+    """Formats the gain of the best candidate with its standard error.
+
+    It has no `±`, which stands for the standard deviation over seeds in the rows above.
+    """
+    gain = format_value(comparison.gain)
+    if comparison.error > 0:
+        gain += f" (standard error {format_error(comparison.error, gain)})"
+    return gain
 
 
 def describe_failures(candidate: Candidate) -> str:
@@ -644,17 +682,6 @@ def describe_reuse(result: Result) -> str:
     if not counts:
         return ""
     return f"reused, as trained before: {', '.join(counts)}"
-
-
-def format_gain(comparison: Comparison) -> str:
-    """Formats the gain of the best candidate with its standard error.
-
-    It has no `±`, which stands for the standard deviation over seeds in the rows above.
-    """
-    gain = format_value(comparison.gain)
-    if comparison.error > 0:
-        gain += f" (standard error {format_error(comparison.error, gain)})"
-    return gain
 
 
 def explain_no_test(result: Result) -> str:

@@ -1,0 +1,56 @@
+"""The lines that a command prints before the first trial: what is to do, and what follows."""
+
+from studyloom.text import plural
+from studyloom.views import words
+from studyloom.winner.evaluation import read_evaluation
+from studyloom.winner.stages import winner_settings
+from studyloom.worker.open_study import OpenStudy
+from studyloom.worker.task import Command, Task
+
+
+def announce(study: OpenStudy, command: Command, task: Task) -> list[str]:
+    """Returns the notes on a study, and what is to do, one line each.
+
+    The last ones are such as `mnist begins: 40 trials to do, logs in runs/mnist/logs`, and how many
+    trainings follow the search.
+    """
+    prepared = study.prepared
+    stored = study.stored
+    notes = [*prepared.strategy.notes(), *prepared.warm_starts.notes]
+    notes += prepared.definition.notes(prepared.data)
+    verb = "begins"
+    if any(trial.datetime_start for trial in stored.trials()):
+        verb = "resumes"
+    open_search_trials = study.search.count_open_trials()
+    if open_search_trials == 0:
+        work = read_evaluation(study).title  # such as final training
+    else:
+        work = plural(open_search_trials, "trial")
+    logs = ""
+    # The trainings of a later stage count as open trials of the task too.
+    prints_here = prepared.launcher.works_here(task, task.count_open_trials())
+    if not prints_here:
+        logs = f", logs in {task.logs}"
+    notes.append(f"{stored.name} {verb}: {work} to do{logs}")
+    if open_search_trials > 0 and winner_settings(study).enabled:
+        notes.append(_announce_later_stages(study, command))
+    return notes
+
+
+def _announce_later_stages(study: OpenStudy, command: Command) -> str:
+    """Returns the line on the trainings after the search, and how to have fewer of them."""
+    settings = winner_settings(study)
+    fewer = {}
+    if settings.top > 1:
+        fewer["top"] = 1
+    if settings.seeds > 1:
+        fewer["seeds"] = 1
+    shortening = ""
+    if fewer:
+        shortening = command.write_settings("winner", fewer)
+    return words.announce_later_stages(
+        settings.top,
+        settings.seeds,
+        is_tested=bool(study.definition.tested),
+        shortening=shortening,
+    )
