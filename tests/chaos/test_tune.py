@@ -176,10 +176,9 @@ def test_a_script_whose_values_have_no_name_needs_a_pattern(tune):
     assert "numbers without a name: " in printed
     assert "find it by a regular expression (--value)" in printed
     assert "Epoch 3 of 3 | >> 2." in printed
-    corrected = Tuned(run.cwd, "listed-2", *run.line)
-    printed = corrected.end(corrected.start("--value", r">> (\S+) <<"), 0)
-    assert "runs/listed has a study of another search; this one is listed-2" in printed
-    assert corrected.stored().trials()[0].intermediate_values[3] == 2.03
+    printed = run.end(run.start("--value", r">> (\S+) <<"), 0)
+    assert "it is now runs/listed-failed" in printed
+    assert run.stored().trials()[0].intermediate_values[3] == 2.03
 
 
 EVALUATION = """

@@ -88,8 +88,11 @@ def deferring_halt() -> AbstractContextManager[object]:
     return suppress(Halted)
 
 
-def check_halted(evaluation: Evaluation) -> None:
+def check_halted(evaluation: Evaluation, command: Command) -> None:
     """Raises an error that says what to do if a stage of the study has stopped itself.
+
+    Args:
+        command: the command that has run the study.
 
     Raises:
         Halted: its trials all fail for the same reason.
@@ -98,7 +101,8 @@ def check_halted(evaluation: Evaluation) -> None:
     for stage in evaluation.stages:
         suggestion = ""
         if stage.is_search:  # the same command trains failed trainings of later stages again
-            suggestion = suggest_redo(evaluation.study.run_dir)
+            setting = command.write_settings("study", {"accept_code_change": True})
+            suggestion = suggest_redo(evaluation.study.run_dir, setting)
         prefix = "the study stopped itself, since its trials fail with this: "
         stage.stored.check_halted(prefix, suggestion)
 

@@ -154,7 +154,7 @@ class StudyReporting(TrackingReporting):
                 stop=stop,
                 console=self.console,
             )
-        end_of_run.check_halted(evaluation)
+        end_of_run.check_halted(evaluation, self.command)
 
         for callback in study.prepared.callbacks:
             callback.finish(study.stored, ended=not read_evaluation(study).remaining)

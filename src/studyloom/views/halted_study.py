@@ -62,9 +62,14 @@ def write_redo(run_dir: Path) -> str:
     return f"studyloom redo {shlex.quote(str(run_dir))} --failed"
 
 
-def suggest_redo(run_dir: Path) -> str:
-    """Says how the failed trials are trained once their cause is fixed, as the end of an error."""
+def suggest_redo(run_dir: Path, accept_code_change: str) -> str:
+    """Says how the failed trials are trained once their cause is fixed, as the end of an error.
+
+    Args:
+        accept_code_change: the setting of that name, as the user gives it.
+    """
     return (
-        f"; fix it: then {write_redo(run_dir)} opens the failed trials, and the same command "
-        "trains them, if the code has changed with study.accept_code_change=true"
+        f"; if you fix your code: then {write_redo(run_dir)} opens the failed trials, and the same "
+        f"command trains them, with {accept_code_change}; with another metric, space or argument "
+        "it is another study"
     )

@@ -201,10 +201,10 @@ def error_of(*lines, metric="val_acc", value=""):
 
 def test_an_error_without_a_value_shows_names_numbers_and_the_last_lines():
     assert error_of("Epoch 3", "train loss 0.31, valid_acc: 0.93", "done") == (
-        "the script printed no value of val_acc; it printed Epoch 3, train loss 0.31, valid_acc "
-        "0.93; the last lines that the command printed: Epoch 3 | train loss 0.31, valid_acc: 0.93 "
-        "| done; name a value that it prints, or find it by a regular expression (--value); did "
-        "you mean valid_acc?"
+        "the script printed no value of val_acc (did you mean valid_acc?); it printed Epoch 3, "
+        "train loss 0.31, valid_acc 0.93; the last lines that the command printed: Epoch 3 | train "
+        "loss 0.31, valid_acc: 0.93 | done; name a value that it prints, or find it by a regular "
+        "expression (--value)"
     )
     assert "no value of val_acc; numbers without a name: 0.93, 12; the" in error_of(">> 0.93 [12]")
     assert "it printed nothing" in error_of()
@@ -246,7 +246,7 @@ def test_values_with_few_digits_are_named(config, make_run):
 
 
 def test_a_script_that_prints_no_value_fails(config, make_run):
-    with pytest.raises(CommandFailed, match=r"printed no value of val_acc; it printed acc 0\.5"):
+    with pytest.raises(CommandFailed, match=r"\(did you mean acc\?\); it printed acc 0\.5"):
         Script(f"""{sys.executable} -c 'print("acc=0.5")'""")(config(), make_run())
 
 

@@ -4,9 +4,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from optuna.trial import TrialState, create_trial
 from scripts_to_tune import copy_scripts
 
+from studyloom.config.runs import read_run
+from studyloom.config.values import as_yaml
 from studyloom.extras.tune.tune import write_study, write_study_of_sweep
+from studyloom.files import mark_trusted
+from studyloom.storage.attributes import HALTED
+from studyloom.storage.opening import create_study, open_study
 
 
 @pytest.fixture(autouse=True)
@@ -90,3 +96,49 @@ def test_a_given_name_is_kept_and_its_config_is_not_replaced(settings):
 
 def test_a_given_run_directory_has_the_config():
     assert write(overrides=["run_dir=out/a"]).config == Path("out/a/tune.yaml")
+
+
+def end_with(run_dir, *values, reason=None):
+    """Makes a run directory that of a study whose trials have these values, None for failed ones.
+
+    Args:
+        reason: why the study has stopped itself.
+    """
+    has_run(run_dir)
+    mark_trusted(Path(run_dir))
+    config = {"study": {"name": "typed"}, "storage": {"url": f"sqlite:///{run_dir}/study.db"}}
+    Path(run_dir, ".hydra/config.yaml").write_text(as_yaml(config))
+    stored = create_study(f"sqlite:///{run_dir}/study.db", "typed", {}, trials=2)
+    for value in values:
+        state = TrialState.COMPLETE
+        if value is None:
+            state = TrialState.FAIL
+        stored.optuna.add_trial(create_trial(state=state, value=value))
+    stored.optuna.set_user_attr(HALTED, reason)
+    stored.close()
+
+
+@pytest.mark.parametrize("settings", [{}, {"name": "typed"}])
+def test_a_corrected_command_takes_the_name_of_a_study_without_any_value(capsys, settings):
+    config = write().config
+    end_with("runs/typed", None, reason="the script printed no value")
+    assert write("0.1:0.6", **settings).config == config
+    note = "runs/typed had another search, which stopped itself before any trial had a value"
+    assert f"{note}; it is now runs/typed-failed" in capsys.readouterr().out
+    url, name = read_run(Path("runs/typed-failed"))
+    stored = open_study(url, name)
+    assert len(stored.optuna.trials) == 1
+    stored.close()
+    end_with("runs/typed", None, reason="the script printed no value")
+    write("0.1:0.7")
+    assert Path("runs/typed-failed-2/study.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"), [([0.5, None], "no value"), ([None, None], None), ([], None)]
+)
+def test_a_study_with_a_value_or_that_may_run_keeps_its_name(values, reason):
+    write()
+    end_with("runs/typed", *values, reason=reason)
+    assert write("0.1:0.6").config == Path("runs/typed-2/tune.yaml")
+    assert not Path("runs/typed-failed").exists()

@@ -407,11 +407,13 @@ class ScriptOutput(Output):
         for line in self.last_lines:
             numbers += find_unnamed_numbers(line)
         reason = f"the script printed no value of {self.metric}"
+        hint = nearest(self.metric, self._named_numbers).removeprefix("; ")
+        if hint:
+            reason += f" ({hint})"
         if printed:
             reason += f"; it printed {', '.join(printed[:NAMES_SHOWN])}"
         if numbers:
             reason += f"; numbers without a name: {', '.join(numbers[-NAMES_SHOWN:])}"
         error = self.make_error(reason)
         advice = "name a value that it prints, or find it by a regular expression (--value)"
-        hint = nearest(self.metric, self._named_numbers)
-        return CommandFailed(f"{error}; {advice}{hint}", error.output)
+        return CommandFailed(f"{error}; {advice}", error.output)

@@ -9,6 +9,7 @@ from pathlib import Path
 from studyloom.config.overrides import Override
 from studyloom.config.schema import StudySection
 from studyloom.extras.tune.command_line import ParsedSearch, parse_search, parse_test
+from studyloom.extras.tune.failed_study import move_failed_study_aside
 from studyloom.extras.tune.search import Search, has_other_study, write_config
 from studyloom.extras.tune.sweep_file import parse_sweep
 from studyloom.metrics import Direction
@@ -44,7 +45,8 @@ def write_study(
 
     Args:
         name: the name of the study. None for that of the script; if a study of another search has
-            the name, a number is added, so that the same command line finds its study again.
+            the name, a number is added, so that the same command line finds its study again. One
+            that stopped itself without any value is moved aside instead.
         tests: how the winner is tested: the name of a value or a regular expression with a group,
             a program, or both.
         overrides: of the study, such as study.trials=50.
@@ -115,14 +117,23 @@ def _write(
             name = override.value
     if name is not None:
         search = replace(search, name=name)
-    elif run_dir is None:
-        search = _choose_name(search)
-        if search.name != parsed.search.name:
+    if run_dir is None:
+        run_dir = RUNS / search.name
+    if has_other_study(search, run_dir):
+        new_place = move_failed_study_aside(run_dir)
+        if new_place is not None:
             notes.append(
-                f"{RUNS / parsed.search.name} has a study of another search; this one is "
-                f"{search.name} (--name chooses another name)"
+                f"{run_dir} had another search, which stopped itself before any trial had a "
+                f"value; it is now {new_place}"
             )
-    config = write_config(search, run_dir or RUNS / search.name)
+        elif name is None and run_dir == RUNS / search.name:
+            search = _choose_name(search)
+            notes.append(
+                f"{run_dir} has a study of another search; this one is {search.name} (--name "
+                "chooses another name)"
+            )
+            run_dir = RUNS / search.name
+    config = write_config(search, run_dir)
     for note in notes:
         print_at_once(printable(note))
     command = shlex.join(["studyloom", "run", str(config), *overrides])
