@@ -206,6 +206,40 @@ def test_an_edit_of_what_an_objective_holds_changes_its_digest(way):
     assert first == again != other
 
 
+def count_calls():
+    count = 0
+
+    def objective(trial):
+        nonlocal count
+        count += 1
+        return square(trial)
+
+    return objective
+
+
+def record_calls(values):
+    def objective(trial):
+        values.append(square(trial))
+        return values[-1]
+
+    return objective
+
+
+def test_a_function_may_count_its_calls_and_a_changed_variable_is_named(tmp_path):
+    """A variable that a function assigns itself defines nothing; the error names another one."""
+    few = {**FEW, "trials": 1, "workers": 1}
+    counting = count_calls()
+    for trials in (1, 2):
+        sl.search(counting, **few | {"trials": trials}, run_dir=tmp_path / "counted").close()
+    recording = record_calls([])
+    sl.search(recording, **few, run_dir=tmp_path / "recorded").close()
+    with pytest.raises(
+        sl.StudyloomError, match=r"variable values of search\(objective\) has"
+    ) as caught:
+        sl.search(recording, **few | {"trials": 2}, run_dir=tmp_path / "recorded")
+    assert "if calls of the function change values, make it again before" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [

@@ -219,6 +219,13 @@ def test_an_unpicklable_global_is_named_and_not_its_users(of_cells, monkeypatch)
         pass
 
 
+def test_a_global_that_the_code_assigns_itself_defines_nothing(of_cells):
+    code = "def train(run):\n    global count\n    count += step"
+    first = of_cells("count, step = 0, 1", code)
+    assert of_cells("count, step = 5, 1", code) == first
+    assert of_cells("count, step = 0, 2", code) != first
+
+
 def test_digests_of_a_notebook_are_equal_in_each_process(of_cells, tmp_path):
     names = "NAMES = {'b', 'a', 'c'}\ndef train(run): return NAMES, print\n"
     (tmp_path / "cells.json").write_text(json.dumps([names]))

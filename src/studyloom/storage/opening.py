@@ -38,6 +38,7 @@ from studyloom.user_code.digests import (
     CODE,
     contains_data_digest,
     describe_source,
+    find_captured_variable,
     select_code_digests,
 )
 from studyloom.user_code.pickled import MAIN
@@ -144,7 +145,7 @@ def _make_definition_error(name: str, changes: Sequence[str]) -> DefinitionError
         return _make_code_error(name, code_changes)
     # A module that is new or gone needs no line: a `_target_` among the other changes names it.
     listed_code_changes = [change for change in code_changes if ABSENT not in change]
-    advice = _advise_on_data(listed_code_changes)
+    advice = _advise_on_values(listed_code_changes)
     lines = list(config_changes)
     for change in listed_code_changes:
         lines.append(f"{name_of_change(change)} has changed")
@@ -163,7 +164,7 @@ def _make_code_error(name: str, changes: Sequence[str]) -> DefinitionError:
         name: The name of the study.
         changes: The lines of `list_differences`.
     """
-    advice = _advise_on_data(changes)
+    advice = _advise_on_values(changes)
     sources = [name_of_change(change) for change in changes]
     if len(sources) == 1:
         verb = "has"
@@ -177,8 +178,13 @@ def _make_code_error(name: str, changes: Sequence[str]) -> DefinitionError:
     )
 
 
-def _advise_on_data(changes: Sequence[str]) -> str:
-    """Returns the advice to seed the data that the user's code draws, if data has changed."""
+def _advise_on_values(changes: Sequence[str]) -> str:
+    """Returns the advice on data that the user's code draws, or on a variable that it changes."""
+    for change in changes:
+        key, _, _ = change.partition(": ")
+        variable = find_captured_variable(key)
+        if variable is not None:
+            return f"; if calls of the function change {variable}, make it again before each search"
     if any(contains_data_digest(change) for change in changes):
         return "; seed what draws the data, as numpy.random.seed(0) does, and they stay the same"
     return ""

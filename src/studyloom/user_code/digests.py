@@ -101,14 +101,16 @@ def _digest_main(targets: Iterable[str]) -> dict[str, str]:
         if text:
             digests[MAIN + name] = _digest_stable_text(text)
     for name, stable_text in _make_texts_of_registered(targets).items():
-        digests[f"{MAIN}search({name})"] = _digest_stable_text(stable_text.text)
+        digests[MAIN + name] = _digest_stable_text(stable_text.text)
     return digests
 
 
 def _make_texts_of_registered(targets: Iterable[str]) -> dict[str, StableText]:
-    """Makes a text for each callable object that the program has registered, by its name.
+    """Makes texts for each callable object that the program has registered.
 
-    The text is made once for a registered object, since its calls may change what it holds.
+    They are by names such as `search(objective)`, and `search(objective).images` for a variable
+    that the object captures. They are made once for a registered object, since its calls may change
+    what it holds.
 
     Raises:
         ConfigError: this process does not have an object that a config names.
@@ -124,8 +126,12 @@ def _make_texts_of_registered(targets: Iterable[str]) -> dict[str, StableText]:
             if value is registered_object:  # which stands for an object that is no target
                 continue
             if name not in texts_of_registered:
-                texts_of_registered[name] = GivenObjectReader().make_text(value)
-            texts[name] = texts_of_registered[name]
+                texts_of_registered[name] = GivenObjectReader().make_texts(value)
+            for variable, text in texts_of_registered[name].items():
+                key = f"search({name})"
+                if variable:
+                    key = f"{key}.{variable}"
+                texts[key] = text
     return texts
 
 
@@ -185,7 +191,8 @@ def describe_source(key: str) -> str:
 
     Returns:
         For a module, as for `code.studies.mine`, its file: "studies/mine.py". For a definition of
-        a notebook or script, as for `code.__main__.Net`: "the code of Net". For others, their name.
+        a notebook or script, as for `code.__main__.Net`: "the code of Net". For a variable that a
+        given function captures: "the variable images of search(objective)". For others, their name.
     """
     name = key.removeprefix(CODE)
     file = find_module_file(name)
@@ -195,8 +202,23 @@ def describe_source(key: str) -> str:
             path = path.relative_to(Path.cwd())
         return str(path)
     if name.startswith(MAIN):
-        return f"the code of {name.removeprefix(MAIN)}"
+        variable = find_captured_variable(key)
+        member = name.removeprefix(MAIN)
+        if variable is not None:
+            return f"the variable {variable} of {member.removesuffix(f'.{variable}')}"
+        return f"the code of {member}"
     return name
+
+
+def find_captured_variable(key: str) -> str | None:
+    """Returns the variable of a digest's key such as `code.__main__.search(objective).images`.
+
+    None for a key of something else than a variable that a given function captures.
+    """
+    _, parenthesis, variable = key.partition(").")
+    if not parenthesis:
+        return None
+    return variable
 
 
 def find_targets(value: Any) -> Iterator[str]:

@@ -29,6 +29,7 @@ from studyloom.user_code.stable_texts import (
     IN_PROGRESS,
     StableText,
     digest_data,
+    find_names_assigned,
     is_network,
     join_texts,
     make_text_of_code,
@@ -55,6 +56,18 @@ class GivenObjectReader:
         # itself.
         self._texts: dict[int, tuple[object, StableText]] = {}
         self._module_digests: dict[str, str] = {}
+
+    def make_texts(self, value: object) -> dict[str, StableText]:
+        """Makes a text for a given object, by "", and one for each variable that it captures.
+
+        Captured variables, of the function around it, are by their names: an error names the one
+        that has changed.
+        """
+        texts = {"": self.make_text(value)}
+        if isinstance(value, FunctionType):
+            for name, captured_value in _read_captured_variables(value).items():
+                texts[name] = self.make_text(captured_value, depth=1)
+        return texts
 
     def make_text(self, value: object, depth: int = 0) -> StableText:
         """Makes a text for a value; `depth` is the number of values around it."""
@@ -151,6 +164,7 @@ def _list_parts(value: object, *, is_given: bool) -> list[object]:
     Args:
         is_given: whether a call gives the value itself, so that its attributes count for sure.
     """
+    parts: list[object]
     if isinstance(value, type | ModuleType):
         return []
     if isinstance(value, functools.partial):
@@ -158,7 +172,10 @@ def _list_parts(value: object, *, is_given: bool) -> list[object]:
     if isinstance(value, MethodType):
         return [value.__func__, value.__self__]
     if isinstance(value, FunctionType):
-        return _list_parts_of_function(value)
+        parts = [value.__defaults__, value.__kwdefaults__, vars(value)]
+        if not is_given:  # those of a given function have texts of their own
+            parts += _read_captured_variables(value).values()
+        return parts
     if isinstance(value, Enum):
         return [value.value]
     if hasattr(value, "__wrapped__") and not _is_of_user(type(value)):  # by functools.cache
@@ -172,13 +189,19 @@ def _list_parts(value: object, *, is_given: bool) -> list[object]:
     return parts
 
 
-def _list_parts_of_function(function: FunctionType) -> list[object]:
-    """Lists the defaults and attributes of a function, and the variables of the one around it."""
-    parts: list[object] = [function.__defaults__, function.__kwdefaults__, vars(function)]
-    for cell in function.__closure__ or ():
-        with suppress(ValueError):  # the variable has no value yet
-            parts.append(cell.cell_contents)
-    return parts
+def _read_captured_variables(function: FunctionType) -> dict[str, object]:
+    """Returns the variables of the function around a function, which it uses, by their names.
+
+    A variable that the function assigns itself, such as a counter of its calls, is left out.
+    """
+    assigned_names = find_names_assigned(function.__code__)
+    variables: dict[str, object] = {}
+    cells = function.__closure__ or ()
+    for name, cell in zip(function.__code__.co_freevars, cells, strict=True):
+        if name not in assigned_names:
+            with suppress(ValueError):  # the variable has no value yet
+                variables[name] = cell.cell_contents
+    return variables
 
 
 def _list_items(value: object) -> list[object]:

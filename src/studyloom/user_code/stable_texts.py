@@ -100,13 +100,41 @@ def join_texts(texts: Iterable[StableText]) -> StableText:
 
 
 def find_names_read(code: CodeType) -> Iterator[str]:
-    """Yields the names, except for local variables, that a code object and those within it read."""
-    for instruction in dis.get_instructions(code):
-        if instruction.opname in ("LOAD_NAME", "LOAD_GLOBAL"):
-            yield instruction.argval
+    """Yields the names, except for local variables, that a code object and those within it read.
+
+    A global that the code assigns itself, such as a counter of its calls, is left out.
+    """
+    assigned_names = find_names_assigned(code)
+    for part in _list_code(code):
+        for instruction in dis.get_instructions(part):
+            is_read = instruction.opname in ("LOAD_NAME", "LOAD_GLOBAL")
+            if is_read and instruction.argval not in assigned_names:
+                yield instruction.argval
+
+
+def find_names_assigned(code: CodeType) -> set[str]:
+    """Returns the variables that a code object and those within it declare and assign.
+
+    They declare them as `global` or `nonlocal`. Such a variable defines nothing: its value is left
+    by earlier calls.
+    """
+    names = set()
+    for part in _list_code(code):
+        for instruction in dis.get_instructions(part):
+            name = instruction.argval
+            is_nonlocal = instruction.opname == "STORE_DEREF" and name in part.co_freevars
+            if is_nonlocal or instruction.opname == "STORE_GLOBAL":
+                names.add(name)
+    return names
+
+
+def _list_code(code: CodeType) -> list[CodeType]:
+    """Lists a code object and those within it: inner functions, class bodies, comprehensions."""
+    parts = [code]
     for constant in code.co_consts:
-        if isinstance(constant, CodeType):  # an inner function, a class body or a comprehension
-            yield from find_names_read(constant)
+        if isinstance(constant, CodeType):
+            parts += _list_code(constant)
+    return parts
 
 
 def read_attributes(value: object) -> dict[str, object]:
