@@ -50,6 +50,24 @@ def test_the_table_behind_a_parameter_has_its_choices_or_ranges():
     assert rows[0] == ("0 to 0.2", 5, "0.0000", "0.1000")
 
 
+def test_a_slice_of_a_weak_option_has_its_own_best_and_latest_trials(monkeypatch):
+    rates = FloatDistribution(1e-4, 1.0, log=True)
+    many = []
+    for number in range(20):
+        name = "weak.lr" if number < 10 else "strong.lr"
+        is_pruned = number % 2 == 0
+        state = TrialState.PRUNED if is_pruned else TrialState.COMPLETE
+        params = {name: (0.1, rates)}
+        many.append(a_trial(number, state, 0.5 + number / 100, params=params))
+    monkeypatch.setattr(drawn_trials, "MOST_BEST", 2)
+    monkeypatch.setattr(drawn_trials, "MOST_LATEST", 3)
+    charts = draw_slices(numbered(*many), ["weak.lr", "strong.lr"], None, AXIS).charts
+    drawn = {}
+    for name, chart in charts.items():
+        drawn[name] = {number for mark in chart.marks for number in mark.trials}
+    assert drawn == {"weak.lr": {7, 8, 9}, "strong.lr": {17, 18, 19}}
+
+
 def test_the_best_and_the_latest_of_many_trials_are_drawn_in_slices(monkeypatch):
     """The axes and the table are those of all trials."""
     rates = FloatDistribution(1e-4, 1.0, log=True)

@@ -27,23 +27,31 @@ def select_drawn(values: Mapping[int, float], sign: int) -> set[int]:
     """Returns the numbers of the trials that a figure draws: all, or of many the best and latest.
 
     Args:
-        values: the last value of each trial, by number, in the order of numbers.
+        values: the last value of each trial, by number.
         sign: 1 if more is better, -1 if less is.
     """
     if len(values) <= MOST_BEST + MOST_LATEST:
         return {*values}
     best_first = sorted(values, key=lambda number: -sign * values[number])
-    return {*best_first[:MOST_BEST], *[*values][-MOST_LATEST:]}
+    latest = sorted(values)[-MOST_LATEST:]  # trials are numbered in the order in which they began
+    return {*best_first[:MOST_BEST], *latest}
 
 
-def describe_selection(count: int) -> str:
+def describe_selection(count: int, *, of_each: str = "") -> str:
     """Says which trials are drawn, to end a caption; empty if all are.
 
     Args:
         count: how many trials could be drawn.
+        of_each: the noun for what a figure of several parts has a part for, such as hyperparameter;
+            each part then draws trials of its own.
     """
     if count <= MOST_BEST + MOST_LATEST:
         return ""
+    if of_each:
+        return (
+            f" Of each {of_each}, at most the best {MOST_BEST} and the latest {MOST_LATEST} trials "
+            "are drawn."
+        )
     return f" The best {MOST_BEST} and the latest {MOST_LATEST} trials are drawn."
 
 

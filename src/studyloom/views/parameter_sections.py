@@ -109,7 +109,8 @@ def render_parameters(
     if len(names) < len(parameters.names):
         order += f" {len(names)} of {len(parameters.names)} hyperparameters are shown."
     slices = page.draw_figure(draw_slices, trials, names, best, axis)
-    selection = describe_selection(len(last_values(trials)))
+    count = len(last_values(trials))
+    selection = describe_selection(count, of_each="hyperparameter")
     yield page.make_section("slices", [slices], selection=selection, order=order)
     choice = "two hyperparameters that occur together"
     if parameters.shares:
@@ -117,4 +118,4 @@ def render_parameters(
     pair = page.draw_figure(draw_pair, trials, names, axis)
     yield page.make_section("together", [pair], choice=choice)
     lines = page.draw_figure(draw_parallel, trials, parameters.names, best, axis)
-    yield page.make_section("parallel", [lines], selection=selection)
+    yield page.make_section("parallel", [lines], selection=describe_selection(count))

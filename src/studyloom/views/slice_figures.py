@@ -55,7 +55,8 @@ def draw_slices(
 ) -> charts.Multiples | str:
     """Draws the value of each trial over each hyperparameter; the last value if it ended early.
 
-    Of many trials the best and the latest are drawn. The axes and the tables are those of all.
+    Of many trials that have a hyperparameter, its best and its latest are drawn. The axes and the
+    tables are those of all.
 
     The axis covers the range of the complete trials, and those that ended early with a value near
     it: at most the length of this range above or below it. Trials further away are strokes at the
@@ -64,9 +65,7 @@ def draw_slices(
     if not names:
         return NO_PARAMETERS
     shared = _place_slice_values(trials, axis)
-    drawn_numbers = select_drawn(last_values(trials), axis.sign)
-    if best is not None:
-        drawn_numbers.add(best.number)
+    values = last_values(trials)
     charts_by_name = {}
     for name in names:
         members = []
@@ -74,7 +73,11 @@ def draw_slices(
             if trial.number in shared.coordinates and name in trial.params:
                 members.append(trial)
         last_number = trials[-1].number
-        if members:  # else none of the trials that are drawn has it
+        if members:  # else no trial with a value has it
+            values_of_members = {trial.number: values[trial.number] for trial in members}
+            drawn_numbers = select_drawn(values_of_members, axis.sign)
+            if best is not None:
+                drawn_numbers.add(best.number)
             chart = _draw_slice(members, drawn_numbers, name, shared, best, axis, last_number)
             charts_by_name[name] = chart
     return charts.Multiples(charts_by_name)
