@@ -649,11 +649,11 @@ def test_a_rule_that_ranks_by_a_cost_has_no_margin():
 def test_a_decision_for_the_baseline_is_said_in_numbers():
     comparison = reevaluate([0.94, 0.96, 0.95], [0.90, 0.95, 0.97]).comparison
     sentence = describe_comparison(comparison)
-    assert sentence.startswith("the default configuration, since trial 3 beat it by only 0.0100 ± ")
-    assert " (standard error) on 3 new seeds, and chance explains at most 0.0" in sentence
+    assert sentence.startswith("the default configuration, since trial 3 beat it by only 0.0100 (")
+    assert "(standard error 0.0173) on 3 new seeds, and chance explains at most 0.0" in sentence
     assert sentence.endswith("; winner.margin=0 takes trial 3")
     won = describe_comparison(replace(comparison, margin=0.005, margin_is_set=True))
-    assert won.startswith("since it beat the baseline by 0.0100 ± ")
+    assert won.startswith("since it beat the baseline by 0.0100 (standard error ")
     assert won.endswith(", and winner.margin is 0.0050")
     worse = replace(comparison, gain=-0.01)
     assert describe_comparison(worse).endswith("since no trial beat it on 3 new seeds")

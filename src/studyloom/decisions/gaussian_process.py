@@ -39,6 +39,8 @@ MOST_SINGLE_VALUES = 16
 # How many interquartile ranges a value may be worse than the worse quartile. Box plots have two
 # fences: the inner one, at 1.5, also clips accuracies where nothing has exploded.
 OUTER_FENCE = 3.0
+# A value has exploded if it is below the median by this many times as much as the best is above it.
+EXPLOSION = 20.0
 
 
 @dataclass(frozen=True)
@@ -153,22 +155,38 @@ def _clip_results(results: Sequence[FrozenTrial], direction: StudyDirection) -> 
 def clip_bad_values(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Raises values that are far worse than most to a *fence*; others stay as they are.
 
-    It is the outer fence of Tukey's box plots, 3 interquartile ranges below the lower quartile.
-    There is none if the quartiles are equal: every other value would be beyond it.
-
     Args:
         values: float (results,), of which more is better.
     """
     finite_values = values[np.isfinite(values)]
     if finite_values.size == 0:
         return values
-    lower_quartile, upper_quartile = np.quantile(finite_values, [0.25, 0.75])
-    interquartile_range = upper_quartile - lower_quartile
-    if interquartile_range == 0:
-        return values
-    fence = lower_quartile - OUTER_FENCE * interquartile_range
+    fence = _find_fence(finite_values)
     clipped_values: NDArray[np.float64] = np.maximum(values, fence)
     return clipped_values
+
+
+def _find_fence(values: NDArray[np.float64]) -> float:
+    """Returns the value below which values are clipped; minus infinity for none.
+
+    It is the outer fence of Tukey's box plots, 3 interquartile ranges below the lower quartile.
+    There is none if the quartiles are equal: every other value would be beyond it.
+
+    If more than a quarter of the trials explode, the lower quartile is an explosion itself, and no
+    value would be beyond the fence. Then the fence is that of the values that have not exploded.
+
+    Args:
+        values: float (results,), all finite.
+    """
+    lower_quartile, median, upper_quartile = np.quantile(values, [0.25, 0.5, 0.75])
+    best_gain = values.max() - median
+    worst_usual_value = median - EXPLOSION * best_gain
+    if best_gain > 0 and lower_quartile < worst_usual_value:
+        return _find_fence(values[values >= worst_usual_value])
+    interquartile_range = upper_quartile - lower_quartile
+    if interquartile_range == 0:
+        return -math.inf
+    return float(lower_quartile - OUTER_FENCE * interquartile_range)
 
 
 @contextmanager
