@@ -41,7 +41,9 @@ def test_a_number_out_of_range_is_an_error_that_names_the_range(name, allowed):
     section, _, key = name.partition(".")
     is_whole = type(SCHEMA[section]._get_node(key)).__name__ == "IntegerNode"
     inside = [low] if math.isinf(high) else [low, high]
-    outside = [low - 1] if is_whole else [low - 1, low - 1e-9, high + 1, math.nan, math.inf]
+    too_low = math.nextafter(low, -math.inf)
+    too_high = math.nextafter(high, math.inf)
+    outside = [low - 1] if is_whole else [too_low, too_high, math.nan, math.inf]
     for value in (*inside, *outside):
         config = SCHEMA.copy()
         config[section][key] = value if is_whole else float(value)
