@@ -12,6 +12,7 @@ from studyloom.extras.integrations.printed_values import (
     NamedValueReader,
     find_named_numbers,
     find_steps,
+    suggest_name,
 )
 from studyloom.extras.integrations.script import Script, ScriptOutput
 
@@ -91,6 +92,33 @@ def test_a_name_may_have_blanks():
     reader = NamedValueReader("val loss")
     assert reader.read("step 250: train loss 2.5, val loss 2.75").text == "2.75"
     assert reader.read("step 250: train loss 2.5") is None
+
+
+SIMILAR = ["val_acc", "val acc", "Val-Acc", "VAL_ACC", "valAcc"]
+
+
+@pytest.mark.parametrize("printed", SIMILAR)
+@pytest.mark.parametrize("name", SIMILAR)
+def test_names_may_differ_in_blanks_underscores_hyphens_and_case(name, printed):
+    assert NamedValueReader(name).read(f"loss=0.2 {printed}=0.93").text == "0.93"
+    assert read(f"| epoch | {printed} |", "| 1 | 0.93 |", metric=name) == [(1, 0.93)]
+    assert NamedValueReader(name).read(f"best {printed}=0.93") is None
+    assert NamedValueReader(name).read("val/acc=0.93") is None
+
+
+def test_a_similar_name_does_not_count_beside_the_name_itself():
+    assert NamedValueReader("val_acc").read("val_acc=0.93, Val Acc=0.5").text == "0.93"
+    reader = NamedValueReader("loss")
+    assert reader.read("Loss 0.5").text == "0.5"
+    assert reader.read("loss 0.25").text == "0.25"
+    assert reader.read("Loss 0.5") is None
+    table = ["| epoch | Loss | loss |", "| 1 | 0.5 | 0.25 |", "Loss 0.5"]
+    assert read(*table, metric="loss") == [(1, 0.25)]
+
+
+def test_a_name_of_underscores_is_similar_to_itself_only():
+    assert NamedValueReader("_").read("loss 0.5") is None
+    assert NamedValueReader("_").read("_ 0.5").text == "0.5"
 
 
 @pytest.mark.parametrize(
@@ -208,6 +236,27 @@ def test_an_error_without_a_value_shows_names_numbers_and_the_last_lines():
     )
     assert "no value of val_acc; numbers without a name: 0.93, 12; the" in error_of(">> 0.93 [12]")
     assert "it printed nothing" in error_of()
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [
+        ("val_accuracy", "val acc"),  # not test accuracy, which is closer
+        ("validation_acc", "val acc"),
+        ("accuracy", "train accuracy"),
+        ("test_accurcy", "test accuracy"),
+        ("tes_accuracy", "train accuracy"),
+    ],
+)
+def test_the_test_set_is_suggested_to_those_only_who_name_it(name, suggestion):
+    names = ["test accuracy", "Test Acc", "train accuracy", "train acc", "val acc", "val loss"]
+    assert suggest_name(name, names) == f"did you mean {suggestion}?"
+    assert suggest_name("val_accuracy", ["test accuracy"]) == ""
+
+
+def test_a_printed_namespace_is_not_listed_among_the_values():
+    error = error_of("Namespace(lr=0.1, width=64, acc=1)", "valid acc: 0.93")
+    assert "(did you mean valid acc?); it printed valid acc 0.93; the last" in error
 
 
 def test_a_script_gets_its_values_and_flags(config, make_run):

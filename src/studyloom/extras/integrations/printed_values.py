@@ -3,11 +3,15 @@
 A named value is a number after its name: `val_acc=0.93`, `val acc: 0.93`, `'val_acc': 0.93`, or
 `"val_acc": 0.93` in a line of JSON. In a table the names stand in a header, and each later line has
 a number for each of them. A step is the number after the word epoch, step or iter.
+
+Two names are similar if they differ in blanks, `_`, `-` and case only: val_acc, "val acc", Val-Acc.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from studyloom.text import nearest
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?(?:nan|inf|NaN|Infinity)"  # also of JSON
 # Between a name and its number: `=`, `:`, the bar of a table or blanks; then perhaps a quote or
@@ -36,6 +40,7 @@ STEP_PATTERNS = {
     "iter": re.compile(rf"(?i)(?<![a-z_])iter(?:ation)?{STEP_NUMBER}"),
 }
 COLOR_CODE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+VALIDATION = ("val", "valid", "validation")  # first words of the names of values on this set
 TABLE_BORDER = re.compile(r"[│┃║]")
 
 
@@ -63,6 +68,8 @@ class PrintedNumber:
 class NamedValueReader:
     """Finds the value of one name in lines, which may be rows of a table whose header came before.
 
+    The value of a similar name counts until the name itself has a value.
+
     Args:
         name: the name of the value, such as val_acc or "val acc".
 
@@ -75,30 +82,51 @@ class NamedValueReader:
 
     name: str
     _pattern: re.Pattern[str] = field(init=False, repr=False)
+    _similar_pattern: re.Pattern[str] = field(init=False, repr=False)
+    _has_found_name: bool = False  # whether the name itself had a value
     _header: Sequence[str] = ()  # the names of the columns of the last table
+    _column: str = ""  # the name in the header
 
     def __post_init__(self) -> None:
-        pattern = r"\s+".join(re.escape(word) for word in self.name.split())
-        self._pattern = re.compile(
-            rf"{START_OF_NAME}{NO_BEST}{pattern}{SEPARATOR}(?P<value>{NUMBER})(?!\w)"
-        )
+        words = [re.escape(word) for word in self.name.split()]
+        self._pattern = _compile_pattern(r"\s+".join(words))
+        characters = [re.escape(character) for character in fold_name(self.name)]
+        similar_name = r"[\s_-]*".join(characters)
+        self._similar_pattern = _compile_pattern(f"(?i:{similar_name})")
 
     def read(self, line: str) -> PrintedNumber | None:
         """Returns the last value of the name in a line, with the steps there; None without one."""
         line = clean_line(line)
         texts = [match["value"] for match in self._pattern.finditer(line)]
         if texts:
+            self._has_found_name = True
+        elif not self._has_found_name:
+            texts = [match["value"] for match in self._similar_pattern.finditer(line)]
+        if texts:
             return PrintedNumber(texts[-1], find_steps(line))
-        if self._is_header(line):
+        column = self._find_column(line)
+        if column is not None:
             self._header = split_cells(line)
+            self._column = column
             return None
         return self._read_row(line)
 
-    def _is_header(self, line: str) -> bool:
-        """Returns True if a line has the name in a cell of its own, and no number."""
+    def _find_column(self, line: str) -> str | None:
+        """Returns the name, or a similar one, as a header has it; None if the line is no header.
+
+        A header has the name in a cell of its own, and no number.
+        """
         cells = split_cells(line)
-        has_number = any(BARE_NUMBER.fullmatch(cell) for cell in cells)
-        return len(cells) > 1 and self.name in cells and not has_number
+        if len(cells) < 2 or any(BARE_NUMBER.fullmatch(cell) for cell in cells):
+            return None
+        if self.name in cells:
+            return self.name
+        if self._has_found_name:
+            return None
+        for cell in cells:
+            if fold_name(cell) == fold_name(self.name):
+                return cell
+        return None
 
     def _read_row(self, line: str) -> PrintedNumber | None:
         """Returns the value in a row of the last table; None if the line is no row of it."""
@@ -111,15 +139,63 @@ class NamedValueReader:
         if not has_separators and not all(START_OF_NUMBER.match(cell) for cell in cells):
             return None
         row = dict(zip(self._header, cells, strict=True))
-        if not BARE_NUMBER.fullmatch(row[self.name]):
+        if not BARE_NUMBER.fullmatch(row[self._column]):
             return None
+        if self._column == self.name:
+            self._has_found_name = True
         steps = {}
         for column, cell in row.items():
             kind = column.lower()
             step = re.fullmatch(r"(\d+)(\.0+|/\d+)?", cell)
             if kind in STEP_KINDS and step is not None:
                 steps[kind] = int(step[1])
-        return PrintedNumber(row[self.name], steps)
+        return PrintedNumber(row[self._column], steps)
+
+
+def _compile_pattern(name: str) -> re.Pattern[str]:
+    """Returns the pattern of a name and its number; the name is a pattern itself."""
+    return re.compile(rf"{START_OF_NAME}{NO_BEST}{name}{SEPARATOR}(?P<value>{NUMBER})(?!\w)")
+
+
+def fold_name(name: str) -> str:
+    """Returns what similar names have in common: valacc for val_acc, "val acc" and Val-Acc.
+
+    A name of `_` and `-` alone is similar to itself only.
+    """
+    folded_name = re.sub(r"[\s_-]", "", name).lower()
+    if not folded_name:
+        return name
+    return folded_name
+
+
+def suggest_name(name: str, printed_names: Iterable[str]) -> str:
+    """Returns "did you mean NAME?" for a name that was not printed, or "" if none is close.
+
+    A name with the same first word goes before others. A value on the test set is no suggestion,
+    since a search must not see it, unless the name itself has the word test.
+
+    Example:
+        >>> suggest_name("val_accuracy", ["train loss", "val acc", "test accuracy"])
+        'did you mean val acc?'
+    """
+    candidates = []
+    for printed_name in printed_names:
+        if "test" in name.lower() or "test" not in printed_name.lower():
+            candidates.append(printed_name)
+    first_word = _find_first_word(name)
+    preferred = [other for other in candidates if _find_first_word(other) == first_word]
+    suggestion = nearest(name, preferred) or nearest(name, candidates)
+    return suggestion.removeprefix("; ")
+
+
+def _find_first_word(name: str) -> str:
+    """Returns the first word of a name in lower case; val for each word for validation."""
+    match = re.search(r"[^\W_]+", name.lower())
+    if match is None:
+        return ""
+    if match[0] in VALIDATION:
+        return "val"
+    return match[0]
 
 
 def clean_line(line: str) -> str:

@@ -27,9 +27,9 @@ from studyloom.extras.integrations.printed_values import (
     find_named_numbers,
     find_steps,
     find_unnamed_numbers,
+    suggest_name,
 )
 from studyloom.objectives.loop_run import Run
-from studyloom.text import nearest
 
 KEPT = "test"  # the name of the value on the test set among what a training keeps
 NAMES_SHOWN = 12  # of the values that an error lists
@@ -226,7 +226,7 @@ class ScriptOutput(Output):
     Args:
         value: the pattern of a value; "" to look for the name of the metric.
         step: the pattern of a step; None to look for the words epoch, step and iter.
-        metric: the name of the value.
+        metric: the name of the value, or one that differs in blanks, `_`, `-` and case only.
         test_value: the name of another value, or a pattern with a group, which finds it.
         warn: called with a line about the values that were printed.
 
@@ -266,7 +266,9 @@ class ScriptOutput(Output):
             CommandFailed: the match of a pattern is not a number.
         """
         self._note_line(line)
-        if not self._digits:  # once there is a value, no error lists the names
+        # Once there is a value, no error lists the names. argparse's Namespace prints as the
+        # script's own arguments, such as lr=0.1, which are no results.
+        if not self._digits and "Namespace(" not in line:
             self._named_numbers |= find_named_numbers(line)
         if self.test_value:
             self._read_test_value(line)
@@ -407,7 +409,7 @@ class ScriptOutput(Output):
         for line in self.last_lines:
             numbers += find_unnamed_numbers(line)
         reason = f"the script printed no value of {self.metric}"
-        hint = nearest(self.metric, self._named_numbers).removeprefix("; ")
+        hint = suggest_name(self.metric, self._named_numbers)
         if hint:
             reason += f" ({hint})"
         if printed:
