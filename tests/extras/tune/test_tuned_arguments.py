@@ -7,10 +7,11 @@ import shlex
 import pytest
 from scripts_to_tune import LINES, copy_scripts
 
+from studyloom.commands.tuning import tune
 from studyloom.config.values import flatten
 from studyloom.errors import ConfigError
 from studyloom.extras.integrations import command
-from studyloom.extras.tune.command_line import parse_search, parse_test
+from studyloom.extras.tune.command_line import OWN_OPTIONS, parse_search, parse_test
 from studyloom.extras.tune.search import KINDS, RESERVED
 from studyloom.extras.tune.value_ranges import Values, parse_values
 from studyloom.space.language import KEYS_BY_KIND
@@ -135,6 +136,43 @@ def test_a_fixed_argument_is_passed_as_it_is(project):
         "typed.py --lr 0.1:0.5 --ratio 16:9 --tags=a,b", fixed=["ratio", "--tags"]
     ).search
     assert search.command[-3:] == ["--ratio", "16:9", "--tags=a,b"]
+
+
+@pytest.mark.parametrize("words", ["--trials 8", "--trials=8", "--trials 8:16"])
+def test_an_option_of_studyloom_after_the_script_is_refused(project, words):
+    expected = (
+        "--trials is an option of studyloom tune: put it before typed.py; if typed.py has it too, "
+        "put --fixed trials there"
+    )
+    assert expected in errors_of(f"typed.py --lr 0.1:0.5 {words}")
+    assert "put it before torchrun; if typed.py has" in errors_of(
+        f"torchrun --standalone typed.py --lr 0.1:0.5 {words}"
+    )
+    search = parse("typed.py --lr 0.1:0.5 --trials 8", fixed=["trials"]).search
+    assert search.command[-2:] == ["--trials", "8"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import argparse\nparser.add_argument('--lr')\nparser.add_argument('--trials')\n",
+        "import argparse\nparser.add_argument('--lr')\nparser.add_argument('--trials-max')\n",
+        "import sys\nprint(sys.argv)\n",
+        "import argparse\nparser.add_argument('--other')\nparser = library.extend(parser)\n",
+    ],
+    ids=["declared", "abbreviated", "unknown parser", "declared elsewhere"],
+)
+def test_an_option_that_a_script_may_have_is_passed_to_it(project, source):
+    (project / "own.py").write_text(source)
+    assert parse("own.py --lr 0.1:0.5 --trials 8").search.command[-2:] == ["--trials", "8"]
+
+
+def test_the_options_of_studyloom_are_known_by_their_names():
+    parser = argparse.ArgumentParser(add_help=False)
+    for add_argument in tune.arguments:
+        add_argument(parser)
+    options = [word for word in parser.format_usage().split() if "--" in word]
+    assert {option.strip("[](") for option in options} == {*OWN_OPTIONS}
 
 
 def test_braces_and_interpolations_of_other_arguments_stay_text(project):

@@ -24,6 +24,11 @@ LAUNCHERS = re.compile(
     r"python[\d.]*|torchrun|accelerate|deepspeed|uv|poetry|pdm|hatch|pixi|conda|mamba|mpirun|mpiexec"
     r"|srun|horovodrun|ipython|env|nice|taskset|numactl|time|xvfb-run"
 )
+# The options of `studyloom tune` itself.
+OWN_OPTIONS = (
+    *("--maximize", "--minimize", "--sweep", "--trials", "--workers", "--name"),
+    *("--value", "--step", "--test", "--fixed", "--set"),
+)
 SEEDS = ("seed", "random_seed", "manual_seed", "manualSeed", "rng_seed")
 # An argument that names its value: --lr=0.1, or Hydra's lr=0.1, +lr=0.1 and optimizer.lr=0.1.
 ASSIGNMENT = re.compile(
@@ -157,7 +162,8 @@ def parse_search(
         step: a regular expression for the step.
 
     Raises:
-        ConfigError: every error in them; the script cannot take the values; nothing is searched.
+        ConfigError: every error in them; the script cannot take the values; nothing is searched; an
+            option of `studyloom tune` is among the arguments of a script that does not declare it.
     """
     program = find_program(command_line)
     arguments = ScriptArguments()
@@ -167,6 +173,7 @@ def parse_search(
     parser.parse()
     if program.script is not None and not arguments.reads_arguments:
         raise ConfigError(_explain_missing_arguments(program, arguments, parser.options))
+    parser.check_own_options(start=command_line[0])
     raise_if_any(parser.errors)
     if not parser.hyperparameters:
         raise ConfigError(
@@ -304,6 +311,27 @@ class _ArgumentParser:
             else:
                 self._parse_value(option, word, prefix="")
         self._add_seed()
+
+    def check_own_options(self, start: str) -> None:
+        """Notes an error for each option of `studyloom tune` among the arguments of a script.
+
+        Only a script whose parser was read is known not to have the option: one that declares an
+        argument that is searched.
+
+        Args:
+            start: the first word of the program as typed, such as train.py or torchrun.
+        """
+        if not any(self.arguments.declares(option) for option in self.options):
+            return
+        fixed_keys = {_key_of(name) for name in self.fixed}
+        for word in self.program.arguments:
+            option = word.partition("=")[0]
+            is_own = option in OWN_OPTIONS and _key_of(option) not in fixed_keys
+            if is_own and not self.arguments.declares(option):
+                self.errors.append(
+                    f"{option} is an option of studyloom tune: put it before {start}; "
+                    f"if {self.program.label} has it too, put --fixed {_key_of(option)} there"
+                )
 
     def _parse_value(self, option: str, text: str, prefix: str) -> None:
         """Parses the value of an option, or a positional argument.

@@ -99,6 +99,17 @@ class ScriptArguments:
             return candidates[0]
         return None
 
+    def declares(self, option: str) -> bool:
+        """Returns True if an argument has the name of an option, or a longer one.
+
+        argparse takes --trial for --trials.
+        """
+        for argument in self.declared:
+            for name in argument.names:
+                if _normalize(name).startswith(_normalize(option)):
+                    return True
+        return False
+
     def is_of_subcommand(self, argument: DeclaredArgument) -> bool:
         """Returns True if an argument must follow the name of a subcommand."""
         return argument.parser in self.parsers.values()
