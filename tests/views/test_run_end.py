@@ -111,7 +111,9 @@ def test_only_counts_above_zero_are_colored():
 def test_a_study_that_stopped_itself_shows_one_traceback():
     traceback = "\n".join([*(f"line {n}" for n in range(9)), "RuntimeError: no"])
     headline = "The study stopped itself, since 5 of 6 trials failed alike: RuntimeError: no"
-    end = end_of(result=None, headline=headline, traceback=traceback, next_command=())
+    end = end_of(
+        result=None, headline=headline, is_halted=True, traceback=traceback, next_command=()
+    )
     lines = lines_of(end)
     assert lines[0] == headline
     assert lines[-2] == "RuntimeError: no"

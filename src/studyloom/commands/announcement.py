@@ -2,7 +2,7 @@
 
 from studyloom.text import plural
 from studyloom.views import words
-from studyloom.winner.evaluation import read_evaluation
+from studyloom.winner.evaluation import Evaluation, read_evaluation
 from studyloom.winner.stages import winner_settings
 from studyloom.worker.open_study import OpenStudy
 from studyloom.worker.task import Command, Task
@@ -12,7 +12,8 @@ def announce(study: OpenStudy, command: Command, task: Task) -> list[str]:
     """Returns the notes on a study, and what is to do, one line each.
 
     The last ones are such as `mnist begins: 40 trials to do, logs in runs/mnist/logs`, and how many
-    trainings follow the search.
+    trainings follow the search. A study that resumes may have some of these trainings already, so
+    that only the trainings of its current stage are counted.
     """
     prepared = study.prepared
     stored = study.stored
@@ -23,18 +24,28 @@ def announce(study: OpenStudy, command: Command, task: Task) -> list[str]:
         verb = "resumes"
     open_search_trials = study.search.count_open_trials()
     if open_search_trials == 0:
-        work = read_evaluation(study).title  # such as final training
+        work = describe_stage(read_evaluation(study))
     else:
-        work = plural(open_search_trials, "trial")
+        work = f"{plural(open_search_trials, 'trial')} to do"
     logs = ""
     # The trainings of a later stage count as open trials of the task too.
     prints_here = prepared.launcher.works_here(task, task.count_open_trials())
     if not prints_here:
         logs = f", logs in {task.logs}"
-    notes.append(f"{stored.name} {verb}: {work} to do{logs}")
-    if open_search_trials > 0 and winner_settings(study).enabled:
+    notes.append(f"{stored.name} {verb}: {work}{logs}")
+    is_new = verb == "begins"
+    if is_new and open_search_trials > 0 and winner_settings(study).enabled:
         notes.append(_announce_later_stages(study, command))
     return notes
+
+
+def describe_stage(evaluation: Evaluation) -> str:
+    """Describes the work of a stage after the search, and what is left of it once it has begun."""
+    work = f"{evaluation.title} to do"  # such as final training
+    if evaluation.planned is not None or not evaluation.remaining:
+        return work
+    stage = evaluation.stages[-1]
+    return f"{work}, {evaluation.remaining} of {stage.trials} trainings left"
 
 
 def _announce_later_stages(study: OpenStudy, command: Command) -> str:

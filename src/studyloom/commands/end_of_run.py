@@ -9,7 +9,7 @@ from studyloom.definition.definition import Definition
 from studyloom.errors import Halted
 from studyloom.storage.failures import count_failures
 from studyloom.views import advice_lines, run_details, terminal, words
-from studyloom.views.halted_study import explain_halt, suggest_redo
+from studyloom.views.halted_study import explain_halt, suggest_redo, suggest_repetition
 from studyloom.views.headline import make_headline
 from studyloom.views.run_end import RunEnd, print_run_end
 from studyloom.views.snapshot import Snapshot
@@ -38,6 +38,9 @@ def print_end(
     """
     study = evaluation.study
     notes: list[str] = []
+    failed = snapshot.outcomes.get("failed", 0)
+    if failed > 0 and study.stored.halted() is None:  # else the error of the command says how
+        notes.append(suggest_repetition(failed, study.run_dir, command.kind))
     for stage in evaluation.stages:
         if stage.stored.halted() is None:  # else the headline has the reason
             notes += terminal.list_failures(count_failures(stage.stored.trials()))
@@ -54,9 +57,11 @@ def print_end(
     halt = explain_halt(study.stored)
     traceback = ""
     if halt is not None:
-        headline = halt.headline
-        traceback = halt.traceback
-    override = find_continuation(snapshot, study.definition)
+        headline = halt.summary  # `check_halted` raises an error with the reason
+        traceback = halt.further_lines
+    override = ""
+    if has_finished(evaluation, result, stop):
+        override = find_continuation(snapshot, study.definition)
     next_command: list[str] = []
     next_call = ""
     if override and command.is_call:
@@ -69,6 +74,7 @@ def print_end(
         run_dir=study.run_dir,
         result=result,
         seconds=seconds,
+        is_halted=halt is not None,
         traceback=traceback,
         notes=notes,
         advice=advice_lines.list_for_end(study.stored, snapshot, result),
@@ -102,9 +108,21 @@ def check_halted(evaluation: Evaluation, command: Command) -> None:
         suggestion = ""
         if stage.is_search:  # the same command trains failed trainings of later stages again
             setting = command.write_settings("study", {"accept_code_change": True})
-            suggestion = suggest_redo(evaluation.study.run_dir, setting)
+            suggestion = suggest_redo(evaluation.study.run_dir, setting, command.correction)
         prefix = "the study stopped itself, since its trials fail with this: "
         stage.stored.check_halted(prefix, suggestion)
+
+
+def has_finished(evaluation: Evaluation, result: Result | None, stop: Stop) -> bool:
+    """Returns whether a run has done all of its work, so that only a larger limit continues it.
+
+    A run that was stopped has not: its last line says what resumes it. Nor has one with open
+    trainings, or whose test failed.
+    """
+    if stop() or evaluation.remaining:
+        return False
+    lacks_test = evaluation.trained_stage is not None and result is None
+    return not lacks_test
 
 
 def _explain_end(

@@ -71,7 +71,7 @@ def status(arguments: argparse.Namespace) -> int:
     important hyperparameters, and the time left. Runs at any time, in any terminal.
     """
     from studyloom.storage.opening import open_study
-    from studyloom.views import live_display, run_details
+    from studyloom.views import halted_study, live_display, run_details, terminal_lines
     from studyloom.views.consoles import make_console
     from studyloom.views.progress_reader import ProgressReader
     from studyloom.views.terminal import render_status
@@ -90,7 +90,12 @@ def status(arguments: argparse.Namespace) -> int:
     elif arguments.json:
         print(reader.status().as_json())
     else:
-        console.print(render_status(reader.status(), console.width))
+        status = reader.status()
+        console.print(render_status(status, console.width))
+        failed = status.progress.search.outcomes.get("failed", 0)
+        if failed > 0 and reader.stored.is_studylooms:
+            suggestion = halted_study.suggest_repetition(failed, arguments.run_dir, "command")
+            terminal_lines.say(console, suggestion)
         print_unusable_result(arguments.run_dir)
         run_details.print_run_details(reader.stored, url, arguments.run_dir, console)
     if arguments.check:

@@ -34,6 +34,11 @@ class TunedCommand(Command):
         settings = super().write_settings(section, values).split()
         return " ".join(f"{SET} {setting}" for setting in settings)
 
+    @property
+    def correction(self) -> str:
+        # `studyloom tune` moves a study without any value aside, so that no --name is needed.
+        return "if a name or an argument is wrong, type the same command with the right one"
+
     def _replace_option(self, key: str, option: Sequence[str]) -> list[str]:
         """Returns the options with another one in place of those that set a key, or at the end.
 

@@ -1,4 +1,4 @@
-"""A study that has stopped itself: how many of its trials failed alike, where, and what to do."""
+"""A study whose trials fail: why it has stopped itself, and how its failed trials are repeated."""
 
 import re
 import shlex
@@ -28,6 +28,14 @@ class Halt:
     def headline(self) -> str:
         """How many trials failed alike, and with which error."""
         return f"{self.summary}: {self.reason}"
+
+    @property
+    def further_lines(self) -> str:
+        """The traceback; empty if the reason has all of its lines, as that of a command has."""
+        has_all_lines = all(one_line(line) in self.reason for line in self.traceback.splitlines())
+        if has_all_lines:
+            return ""
+        return self.traceback
 
 
 def explain_halt(stored: StoredStudy) -> Halt | None:
@@ -62,14 +70,28 @@ def write_redo(run_dir: Path) -> str:
     return f"studyloom redo {shlex.quote(str(run_dir))} --failed"
 
 
-def suggest_redo(run_dir: Path, accept_code_change: str) -> str:
+def suggest_repetition(failed: int, run_dir: Path, kind: str) -> str:
+    """Says how failed trials are repeated.
+
+    Args:
+        failed: the number of the failed trials.
+        kind: the kind of thing that the user repeats, such as "command".
+    """
+    if failed == 1:
+        trials = "it"
+    else:
+        trials = "them"
+    return f"{failed:,} failed: {write_redo(run_dir)}, then the same {kind}, repeats {trials}"
+
+
+def suggest_redo(run_dir: Path, accept_code_change: str, correction: str) -> str:
     """Says how the failed trials are trained once their cause is fixed, as the end of an error.
 
     Args:
         accept_code_change: the setting of that name, as the user gives it.
+        correction: what to do if the cause is a wrong metric, space or argument instead.
     """
     return (
-        f"; if you fix your code: then {write_redo(run_dir)} opens the failed trials, and the same "
-        f"command trains them, with {accept_code_change}; with another metric, space or argument "
-        "it is another study"
+        f"; {correction}; if you fix your code: then {write_redo(run_dir)} opens the failed "
+        f"trials, and the same command trains them, with {accept_code_change}"
     )

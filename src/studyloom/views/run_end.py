@@ -32,6 +32,7 @@ class RunEnd:
     Args:
         headline: the study in one sentence.
         seconds: how long the command has run; None if it had nothing to do.
+        is_halted: whether the study has stopped itself, since its trials fail.
         traceback: where trials failed, if the study has stopped itself because of it.
         notes: sentences that the user should not miss, the most important first.
         advice: sentences on what the trials have shown; they are left out if there is no room.
@@ -46,6 +47,7 @@ class RunEnd:
     run_dir: Path
     result: Result | None = None
     seconds: float | None = None
+    is_halted: bool = False
     traceback: str = ""
     notes: Sequence[str] = ()
     advice: Sequence[str] = ()
@@ -102,7 +104,7 @@ def _wrap(text: str, width: int, *, style: str = "", indent: int = 0) -> list[Te
 def _render_headline(end: RunEnd, width: int) -> Iterator[Text]:
     """Yields the sentence on the study, green if it is tested, and the counts of its trials."""
     style = "bold"
-    if end.traceback:
+    if end.is_halted:
         style = "bold red"
     elif end.result is not None and end.result.test is not None:
         style = "bold green"

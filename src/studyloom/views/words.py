@@ -396,16 +396,19 @@ def announce_later_stages(top: int, seeds: int, *, is_tested: bool, shortening: 
     if top > 1:
         best = f"the best {top}"
     choosing = (top + 1) * seeds
-    text = (
-        f"then up to {plural(choosing, 'training')} to choose the winner: {best} and the baseline, "
-        f"{plural(seeds, 'new seed')} each"
-    )
-    fewest = 2
+    candidates = f"{best} and the baseline, {plural(seeds, 'new seed')} each"
     if is_tested:
-        text += f"; and {2 * seeds} to test the winner and the baseline"
+        testing = 2 * seeds
         fewest = 4
+        text = (
+            f"then up to {choosing + testing} trainings: {choosing} to choose the winner "
+            f"({candidates}), and {testing} to test it and the baseline"
+        )
+    else:
+        fewest = 2
+        text = f"then up to {choosing} trainings to choose the winner: {candidates}"
     if shortening:
-        text += f" ({shortening} makes it {fewest})"
+        text += f"; {shortening} makes it {fewest} in all"
     return text
 
 

@@ -106,6 +106,11 @@ class Command:
             return f"{self.again} to resume"
         return f"{self.again} resumes"
 
+    @property
+    def correction(self) -> str:
+        """The sentence on what the user does after a wrong metric, space or argument."""
+        return "with another metric, space or argument it is another study"
+
     def without(self, *keys: str) -> list[str]:
         """Returns the arguments without the overrides of some keys, and of all keys below them."""
         remaining_arguments = []
