@@ -412,7 +412,7 @@ def test_a_selection_remains_as_the_study_continues(page, study_of):
         page.locator("#filter").fill("lr<0.002")
         fill(stored, *trials[4:])
         page.locator("#trial-5").wait_for()
-        assert visible(page) == [2, 5]
+        assert visible(page) == [5, 2], "the best first"
         for figure in ("#search", "#curves", "#workers"):
             page.locator(figure).scroll_into_view_if_needed()
             page.locator(f"{figure} [data-trials~='5']").first.wait_for(state="attached")
