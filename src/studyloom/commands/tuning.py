@@ -63,7 +63,7 @@ if TYPE_CHECKING:
         nargs=argparse.REMAINDER,
     ),
     examples=[
-        "studyloom tune --maximize val_acc --trials 20 train.py --lr 1e-4:1e-1:log --act relu,gelu",
+        "studyloom tune --maximize val_acc --trials 20 train.py --lr 1e-4:1e-1:log",
         "studyloom tune --minimize loss --trials 20 -m mine.train lr=1e-4:1e-1:log@1e-3",
         "studyloom tune --sweep sweep.yaml --workers 4",
         "studyloom tune --maximize acc torchrun --standalone train.py --width=8:64",
