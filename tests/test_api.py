@@ -108,11 +108,11 @@ def test_a_composed_config_gives_the_trials_of_the_command(by_command, tmp_path,
         assert study.best.config["optimizer"]["lr"] == 0.01
 
 
-@pytest.mark.chaos
 def square(trial):
     return trial.suggest_float("x", -1, 1) ** 2
 
 
+@pytest.mark.chaos
 def test_notes_on_all_trials_are_printed_before_the_first(tmp_path, capsys):
     few = {"trials": 1, "workers": 1, "winner": False}
     api.search(square, minimize="y", run_dir=tmp_path / "it", **few).close()
@@ -127,12 +127,10 @@ def test_the_output_names_a_command_that_resumes_the_study(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "3 of 3 trials" in shown
     (line,) = [line for line in shown.splitlines() if line.startswith("next ")]
-    _, python, *arguments = line.split()
-    assert python == "python"
-    arguments = [argument.strip("'") for argument in arguments]
-    done = subprocess.run(
-        [sys.executable, *arguments], env=environment(), cwd=ROOT, capture_output=True, text=True
-    )
+    _, program, *arguments = line.split()
+    assert program == "studyloom"
+    command = [sys.executable, "-m", "studyloom", *[each.strip("'") for each in arguments]]
+    done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "6 of 6 trials" in done.stdout
 

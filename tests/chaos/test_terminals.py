@@ -119,13 +119,16 @@ def test_no_width_breaks_a_word_and_a_resize_leaves_nothing_behind(tmp_path, tmu
 
     def is_whole(lines):
         """Whether the lines of the display, and no others, are as wide as the terminal allows."""
-        rows = [line.split() for line in lines if line.strip() and "begins" not in line]
+        shown = [line for line in lines if line.strip()]
+        while shown and not shown[0].startswith("toy  search"):
+            del shown[0]  # what was printed before the search
+        rows = [line.split() for line in shown]
         heads = [row for row in rows if row[:2] == ["trial", "state"]]
         begun = [row[1:3] == ["running", "0"] for row in rows if row[0] == "6"]
         if len(rows) != ROWS or len(heads) != 1 or begun != [True]:
             return False
         known = [name for name in NAMES if name in heads[0]]
-        cells, used = len(heads[0]), max(map(len, lines))
+        cells, used = len(heads[0]), max(map(len, shown))
         if heads[0] != ["trial", "state", "epochs", "accuracy", *known]:
             return False  # a name is broken
         left = [len(name) for name in NAMES if name not in known]
@@ -146,6 +149,6 @@ def test_no_width_breaks_a_word_and_a_resize_leaves_nothing_behind(tmp_path, tmu
     assert not any("━" in line for line in lines)
     words = " ".join(lines).split()
     rows = [line.split() for line in lines]
-    assert ["accuracy", "trial", "search", "re-evaluation"] in rows
+    assert any(row[:4] == ["accuracy", "trial", "search", "re-evaluation"] for row in rows)
     assert any("best" in row and str(best.number) in row for row in rows)
     assert "on 3 new seeds, untested" in " ".join(words)
