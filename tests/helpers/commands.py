@@ -191,4 +191,4 @@ def study_here(*overrides: str, page: str = "mnist") -> subprocess.CompletedProc
 
 def shows_test(printed: str) -> bool:
     """Whether the table at the end of a run has values on the test set."""
-    return re.search(r"^\S+ +trial +search .*\btest$", printed, re.MULTILINE) is not None
+    return re.search(r"^\S+ +trial +search .*\btest( ± std)?$", printed, re.MULTILINE) is not None
