@@ -420,7 +420,7 @@ def running_process_group(
         OSError: the program cannot be started.
     """
     if LINUX:
-        yield _start_tied_process(command, **options)
+        yield start_tied_process(command, start_new_session=True, **options)
         return
     process = subprocess.Popen(command, start_new_session=True, **options)
     parent = str(os.getpid())
@@ -435,13 +435,21 @@ def running_process_group(
             guard.kill()
 
 
-def _start_tied_process(command: Sequence[str], **options: Any) -> "subprocess.Popen[bytes]":
-    """Starts a program as the leader of a process group, made to end with this process."""
+def start_tied_process(command: Sequence[str], **options: Any) -> "subprocess.Popen[bytes]":
+    """Starts a program that, on Linux, ends with this process, also if this one is killed.
+
+    Args:
+        command: the program and its arguments.
+        options: further arguments of subprocess.Popen.
+
+    Raises:
+        OSError: the program cannot be started.
+    """
+    if not LINUX:
+        return subprocess.Popen(command, **options)
     end_with_this_process = functools.partial(end_with_parent, os.getpid())
     with warnings.catch_warnings():
         # Python 3.12 warns of a fork in a process with threads, which may hold locks. The child
         # calls only prctl, and needs none of them.
         warnings.simplefilter("ignore", DeprecationWarning)
-        return subprocess.Popen(
-            command, start_new_session=True, preexec_fn=end_with_this_process, **options
-        )
+        return subprocess.Popen(command, preexec_fn=end_with_this_process, **options)

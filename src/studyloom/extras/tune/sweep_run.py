@@ -10,10 +10,8 @@ has the parameters in `wandb.config`, by the variables that W&B's own agent sets
 val_loss is printed while it runs.
 """
 
-import functools
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,7 +25,7 @@ import yaml  # type: ignore[import-untyped]
 from studyloom.extras.adopt.wandb_folder import HistoryRow, read_history
 from studyloom.extras.tune.sweep_file import LOGGED, read_sweep
 from studyloom.extras.tune.sweep_parameters import ParameterReader
-from studyloom.processes import LINUX, end_with_parent
+from studyloom.processes import start_tied_process
 
 FLUSH_INTERVAL = 0.2  # seconds, between writes of W&B to its file, and between looks at it
 JSON_FILE = Path("sweep-parameters.json")  # in the folder of the trial
@@ -126,7 +124,7 @@ def run_offline(command: Sequence[str], parameters: Mapping[str, object], name: 
         "WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL": str(FLUSH_INTERVAL),
     }
     values = LoggedValues(name, folder)
-    process = _start_tied_script(command, os.environ | variables)
+    process = start_tied_process(command, env=os.environ | variables)
     has_ended = False
     while not has_ended:
         has_ended = process.poll() is not None  # before the last look, so that it sees all
@@ -139,16 +137,6 @@ def run_offline(command: Sequence[str], parameters: Mapping[str, object], name: 
     if process.returncode < 0:  # a signal has ended it
         return 128 - process.returncode
     return process.returncode
-
-
-def _start_tied_script(
-    command: Sequence[str], environment: Mapping[str, str]
-) -> subprocess.Popen[bytes]:
-    """Starts a script that, on Linux, ends with this process, also if this one is killed."""
-    if not LINUX:
-        return subprocess.Popen(command, env=environment)
-    end_with_this_process = functools.partial(end_with_parent, os.getpid())
-    return subprocess.Popen(command, env=environment, preexec_fn=end_with_this_process)
 
 
 def main(arguments: Sequence[str]) -> None:
